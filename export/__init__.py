@@ -1,0 +1,1 @@
+"""Turns an AudioLDM 2 checkpoint in diffusers' layout into the weights of the Triton model repository."""

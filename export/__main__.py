@@ -1,0 +1,61 @@
+"""The command line: python -m export --checkpoint DIR_OR_HUB_ID --output model_repository."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import diffusers
+import transformers
+from tqdm import tqdm
+
+from export.checkpoint import Checkpoint, CheckpointError
+from export.onnx_stage import VerificationError
+from export.repository import STAGES, StageResult, export_checkpoint
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, or 1 with a sentence on stderr, or 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
+    try:
+        checkpoint = Checkpoint.find(options.checkpoint)
+        _export(checkpoint, options.output)
+    except (CheckpointError, VerificationError, OSError) as error:
+        print(f"export: {error} Nothing was changed in {options.output}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"export: interrupted. Nothing was changed in {options.output}.", file=sys.stderr)
+        return 130
+    print(f"{options.output} is ready: python -m server --model-repository {options.output}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Export an AudioLDM 2 checkpoint as a Triton model repository and verify every stage.",
+    )
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR_OR_HUB_ID", help="a folder in diffusers' layout, or cvssp/audioldm2"
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the model repository to fill")
+    parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of the weights (default: %(default)s)")
+    return parser
+
+
+def _export(checkpoint: Checkpoint, output: Path) -> None:
+    with tqdm(total=len(STAGES), unit="stage", leave=False, disable=None) as bar:
+
+        def report(stage: str, result: StageResult) -> None:
+            verified = "written" if result.relative_error is None else f"relative error {result.relative_error:.1e}"
+            bar.write(f"{stage:12}  {verified:22}  {result.seconds:5.1f} s")
+            bar.update()
+
+        export_checkpoint(checkpoint, output, on_start=bar.set_description, on_done=report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

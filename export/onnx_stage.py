@@ -1,0 +1,141 @@
+"""Exports one PyTorch module as ONNX and checks the file against PyTorch in ONNX Runtime."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from export.open_shapes import open_shapes
+
+OPSET_VERSION = 18
+IR_VERSION = 10
+"""What the oldest supported server can load: Triton 24.10 has ONNX Runtime 1.19, which reads opset 21 and IR 10."""
+
+MODEL_FILE = "model.onnx"
+EXTERNAL_DATA_FROM_BYTES = 1_000_000_000
+"""Weights from this size on go to a file of their own: a single ONNX file can't be larger than 2 GB."""
+
+MAX_RELATIVE_ERROR = 1e-3
+
+
+class VerificationError(Exception):
+    """The exported ONNX model disagrees with PyTorch."""
+
+
+@dataclass(frozen=True)
+class OnnxStage:
+    """A stage of the pipeline that runs in ONNX Runtime.
+
+    Attributes:
+        name: The Triton model's name.
+        module: What is exported. Its `forward` takes the inputs in the order of `example`.
+        example: Inputs that the export traces, by tensor name.
+        dynamic_axes: Per input, the names of the axes whose size may change.
+        outputs: The names of the outputs.
+        check: Inputs of other sizes, with which the file is verified.
+        reference: Computes the right outputs from `check`; `module` itself where it's None.
+        rewrite: Changes the exported graph before it is saved.
+    """
+
+    name: str
+    module: nn.Module
+    example: Mapping[str, Tensor]
+    dynamic_axes: Mapping[str, Mapping[int, str]]
+    outputs: tuple[str, ...]
+    check: Mapping[str, Tensor]
+    reference: Callable[..., tuple[Tensor, ...] | Tensor] | None = None
+    rewrite: Callable[[onnx_ir.Model], onnx_ir.Model] | None = None
+
+
+def export_stage(stage: OnnxStage, folder: Path) -> float:
+    """Write `model.onnx` (and `model.onnx.data`, if large) into `folder` and verify it.
+
+    Returns:
+        The largest relative error among the outputs: ||onnx - pytorch|| / ||pytorch||.
+
+    Raises:
+        VerificationError: The error is above MAX_RELATIVE_ERROR.
+    """
+    with torch.inference_mode(), _quiet():
+        program = torch.onnx.export(
+            stage.module,
+            args=(),
+            kwargs=dict(stage.example),
+            input_names=list(stage.example),
+            output_names=list(stage.outputs),
+            dynamic_shapes={name: dict(stage.dynamic_axes.get(name, {})) for name in stage.example},
+            opset_version=OPSET_VERSION,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    model = program.model  # type: ignore[union-attr]  # None only without dynamo
+    model = stage.rewrite(model) if stage.rewrite else model
+    del program
+    open_shapes(model)
+    save(model, folder / MODEL_FILE)
+    del model
+    return verify(stage, folder / MODEL_FILE)
+
+
+def save(model: onnx_ir.Model, path: Path) -> None:
+    """Save `model`, without the exporter's notes, which hold paths of this machine and source lines."""
+    model.ir_version = IR_VERSION
+    for graph in (model.graph, *(function.graph for function in model.functions.values())):
+        for node in graph.all_nodes():
+            node.metadata_props.clear()
+            node.doc_string = None
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    external = f"{path.name}.data" if size >= EXTERNAL_DATA_FROM_BYTES else None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx_ir.save(model, path, external_data=external)
+
+
+def verify(stage: OnnxStage, path: Path) -> float:
+    """Return the largest relative error of the ONNX file at `path` against PyTorch, on `stage.check`."""
+    with torch.inference_mode():
+        expected = (stage.reference or stage.module)(**stage.check)
+    expected = (expected,) if isinstance(expected, Tensor) else expected
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    actual = session.run(list(stage.outputs), {name: tensor.numpy() for name, tensor in stage.check.items()})
+    errors = {
+        name: relative_error(got, want.numpy()) for name, got, want in zip(stage.outputs, actual, expected, strict=True)
+    }
+    worst = max(errors, key=lambda name: errors[name])
+    if not errors[worst] <= MAX_RELATIVE_ERROR:
+        raise VerificationError(
+            f"{stage.name}: output {worst} differs from PyTorch by {errors[worst]:.1e} (relative), more than "
+            f"{MAX_RELATIVE_ERROR:.0e}."
+        )
+    return errors[worst]
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return ||actual - expected|| / ||expected||; infinite where the shapes differ or a number isn't finite."""
+    if actual.shape != expected.shape or not np.isfinite(actual).all():
+        return float("inf")
+    difference = np.linalg.norm(actual.astype(np.float64) - expected.astype(np.float64))
+    return float(difference / max(float(np.linalg.norm(expected.astype(np.float64))), 1e-30))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress notes and deprecation warnings off the terminal."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

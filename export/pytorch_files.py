@@ -1,0 +1,49 @@
+"""Writes what the Python models load: tokenizers, sizes, the UNet's weights and the scheduler's configuration."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from export.checkpoint import Checkpoint
+
+MAX_TEXT_TOKENS = 512
+"""Where a tokenizer's own configuration sets no smaller length: CLAP's text tower has 512 positions."""
+
+
+def write_tokenizer_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write both tokenizers and the checkpoint's sizes into the version folder of the model `tokenizer`."""
+    folder.mkdir(parents=True)
+    for component, file in (("tokenizer", "clap_tokenizer.json"), ("tokenizer_2", "t5_tokenizer.json")):
+        _standalone(checkpoint.load(component)).save(str(folder / file))
+    (folder / "audio_geometry.json").write_text(json.dumps(_audio_geometry(checkpoint), indent=2) + "\n")
+
+
+def write_unet_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the UNet (safetensors) and the scheduler's configuration into the version folder of the model `unet`."""
+    checkpoint.load("unet").save_pretrained(folder / "unet", safe_serialization=True)
+    for weights in (folder / "unet").glob("*.safetensors"):
+        weights.chmod(0o644)  # they come as 0600, and a server in a container is another user
+    checkpoint.load("scheduler").save_pretrained(folder / "scheduler")
+
+
+def _standalone(tokenizer: Any) -> Tokenizer:
+    """Return the tokenizer with the padding and truncation that transformers keeps outside of it."""
+    backend: Tokenizer = tokenizer.backend_tokenizer
+    backend.enable_truncation(min(tokenizer.model_max_length, MAX_TEXT_TOKENS))
+    backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+    return backend
+
+
+def _audio_geometry(checkpoint: Checkpoint) -> dict[str, int]:
+    vocoder, vae, unet = (checkpoint.load(component).config for component in ("vocoder", "vae", "unet"))
+    return {
+        "sampling_rate": vocoder.sampling_rate,
+        "hop_length": math.prod(vocoder.upsample_rates),
+        "num_mel_bins": vocoder.model_in_dim,
+        "vae_scale_factor": 2 ** (len(vae.block_out_channels) - 1),
+        "num_latent_channels": unet.in_channels,
+        "default_num_latent_frames": unet.sample_size,
+    }

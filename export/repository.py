@@ -1,0 +1,120 @@
+"""Fills a Triton model repository from a checkpoint, all of it or nothing."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.checkpoint import Checkpoint
+from export.clap_audio import clap_audio_stage
+from export.gpt2 import gpt2_stage
+from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage
+from export.pytorch_files import write_tokenizer_files, write_unet_files
+from export.text_encoder import text_encoder_stage
+from export.vae import vae_stage
+from export.vocoder import vocoder_stage
+
+COMMITTED_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
+VERSION = "1"
+
+ONNX_STAGES: dict[str, Callable[[Checkpoint], OnnxStage]] = {
+    "text_encoder": text_encoder_stage,
+    "gpt2": gpt2_stage,
+    "vae": vae_stage,
+    "vocoder": vocoder_stage,
+    "clap_audio": clap_audio_stage,
+}
+FILE_STAGES: dict[str, Callable[[Checkpoint, Path], None]] = {
+    "tokenizer": write_tokenizer_files,
+    "unet": write_unet_files,
+}
+STAGES = (*ONNX_STAGES, *FILE_STAGES)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How the export of one stage went.
+
+    Attributes:
+        relative_error: Against PyTorch; None where nothing was converted.
+        seconds: Loading, exporting and verifying.
+    """
+
+    relative_error: float | None
+    seconds: float
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    output: Path,
+    *,
+    on_start: Callable[[str], object],
+    on_done: Callable[[str, StageResult], object],
+) -> None:
+    """Export every stage of `checkpoint` into the model repository `output`.
+
+    The weights come into their places only when all stages are exported and verified. Where `output` isn't the
+    committed repository, the configurations and Python models are copied there too.
+
+    Args:
+        checkpoint: Where from.
+        output: Where to; made if it doesn't exist.
+        on_start: Called with a stage's name before it.
+        on_done: Called with a stage's name and result after it.
+
+    Raises:
+        CheckpointError: The checkpoint is incomplete or unsupported.
+        VerificationError: A stage disagrees with PyTorch.
+        OSError: The files can't be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with _staging_folder(output) as staging:
+        for name in STAGES:
+            on_start(name)
+            started = time.monotonic()
+            error = _export_stage(checkpoint, name, staging / name / VERSION)
+            on_done(name, StageResult(error, time.monotonic() - started))
+        _install(staging, output)
+
+
+def _export_stage(checkpoint: Checkpoint, name: str, folder: Path) -> float | None:
+    if name in ONNX_STAGES:
+        return export_stage(ONNX_STAGES[name](checkpoint), folder)
+    FILE_STAGES[name](checkpoint, folder)
+    return None
+
+
+@contextlib.contextmanager
+def _staging_folder(output: Path) -> Iterator[Path]:
+    """A folder on the file system of `output`, gone afterwards; its name is none that Triton takes for a model."""
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as folder:
+        yield Path(folder)
+
+
+def _install(staging: Path, output: Path) -> None:
+    if output.resolve() != COMMITTED_REPOSITORY:
+        _copy_committed_files(output)
+    for name in STAGES:
+        # A smaller model than the one before may have no external data.
+        (output / name / VERSION / f"{MODEL_FILE}.data").unlink(missing_ok=True)
+        for path in sorted((staging / name / VERSION).iterdir()):
+            _replace(path, output / name / VERSION / path.name)
+
+
+def _copy_committed_files(output: Path) -> None:
+    for config in COMMITTED_REPOSITORY.glob("*/config.pbtxt"):
+        version = output / config.parent.name / VERSION
+        version.mkdir(parents=True, exist_ok=True)
+        shutil.copy(config, version.parent)
+        for module in (config.parent / VERSION).glob("*.py"):
+            shutil.copy(module, version)
+
+
+def _replace(new: Path, place: Path) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_dir():
+        shutil.rmtree(place)
+    new.replace(place)
