@@ -1,0 +1,65 @@
+"""Triton adapter of the tokenizer stage."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from audio_geometry import AudioGeometry
+from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
+from text_tokenizers import TextTokenizers
+
+
+class TritonPythonModel:
+    """Checks a public request and tokenizes its prompts; one response for each request.
+
+    Inputs, all but `prompt` optional: the public ones, whose meaning and bounds are those of GenerationRequest.
+
+    Outputs (rows: the prompts, with guidance after as many negative prompts):
+        clap_input_ids, clap_attention_mask: INT64 [rows, clap_tokens].
+        t5_input_ids, t5_attention_mask: INT64 [rows, tokens].
+        latents_shape: INT64 [4], waveforms, channels, frames, bins.
+        num_samples: INT64 [1], of each waveform after it is cut.
+        sampling_rate: INT32 [1], Hz.
+        used_seed: INT64 [1].
+        num_inference_steps, guidance_scale, scheduler, eta: as asked for, or the default.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the tokenizers, the checkpoint's sizes and the limits."""
+        folder = Path(args["model_repository"]) / args["model_version"]
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._limits = Limits.from_parameters({key: value["string_value"] for key, value in parameters.items()})
+        self._geometry = AudioGeometry.load(folder / "audio_geometry.json")
+        self._tokenizers = TextTokenizers(folder)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request, with an error of its own where it is wrong."""
+        return [self._respond(request) for request in requests]
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            outputs = self._outputs(parse_request(inputs, self._geometry, self._limits))
+        except InvalidInputError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
+
+    def _outputs(self, request: GenerationRequest) -> dict[str, np.ndarray]:
+        negative_prompts = request.negative_prompts or ("",) * len(request.prompts)
+        tokens = self._tokenizers.tokenize(
+            request.prompts, negative_prompts if request.do_classifier_free_guidance else None
+        )
+        shape = self._geometry.latents_shape(request.num_waveforms, request.audio_length_in_s)
+        return {
+            **vars(tokens),
+            "latents_shape": np.array(shape, np.int64),
+            "num_samples": np.array([self._geometry.num_samples(request.audio_length_in_s)], np.int64),
+            "sampling_rate": np.array([self._geometry.sampling_rate], np.int32),
+            "used_seed": np.array([request.seed], np.int64),
+            "num_inference_steps": np.array([request.num_inference_steps], np.int32),
+            "guidance_scale": np.array([request.guidance_scale], np.float32),
+            "scheduler": np.array([request.scheduler.encode()], np.object_),
+            "eta": np.array([request.eta], np.float32),
+        }

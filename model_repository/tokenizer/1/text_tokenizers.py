@@ -1,0 +1,75 @@
+"""The two tokenizers of a checkpoint, with the padding and truncation of diffusers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+CLAP_TOKENIZER_FILE = "clap_tokenizer.json"
+T5_TOKENIZER_FILE = "t5_tokenizer.json"
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Token ids of the same rows by both tokenizers.
+
+    Attributes:
+        clap_input_ids: int64 [rows, clap_tokens].
+        clap_attention_mask: int64 [rows, clap_tokens], 1 for a token and 0 for padding.
+        t5_input_ids: int64 [rows, tokens].
+        t5_attention_mask: int64 [rows, tokens].
+    """
+
+    clap_input_ids: np.ndarray
+    clap_attention_mask: np.ndarray
+    t5_input_ids: np.ndarray
+    t5_attention_mask: np.ndarray
+
+
+class TextTokenizers:
+    """CLAP's and T5's tokenizer. Not thread-safe: padding and truncation are settings of the tokenizers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._clap = _load(folder / CLAP_TOKENIZER_FILE)
+        self._t5 = _load(folder / T5_TOKENIZER_FILE)
+        self._max_length = int(self._t5.truncation["max_length"])
+
+    def tokenize(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> TokenizedText:
+        """Tokenize prompts, after the negative prompts if there are any.
+
+        CLAP's rows are padded to the longest of them, where diffusers pads to 512: under the mask, the embeddings are
+        the same. T5's padding is diffusers' own, because GPT-2 sees it: prompts are padded to the longest prompt, and
+        negative prompts are cut and padded to that length.
+        """
+        texts = [*(negative_prompts or ()), *prompts]
+        clap_input_ids, clap_attention_mask = _arrays(self._clap.encode_batch(texts))
+
+        self._t5.enable_truncation(self._max_length)
+        t5_input_ids, t5_attention_mask = self._t5_arrays(prompts, length=None)
+        if negative_prompts:
+            num_tokens = t5_input_ids.shape[1]
+            self._t5.enable_truncation(num_tokens)
+            negative_input_ids, negative_mask = self._t5_arrays(negative_prompts, length=num_tokens)
+            t5_input_ids = np.concatenate([negative_input_ids, t5_input_ids])
+            t5_attention_mask = np.concatenate([negative_mask, t5_attention_mask])
+        return TokenizedText(clap_input_ids, clap_attention_mask, t5_input_ids, t5_attention_mask)
+
+    def _t5_arrays(self, texts: Sequence[str], length: int | None) -> tuple[np.ndarray, np.ndarray]:
+        padding = self._t5.padding
+        self._t5.enable_padding(pad_id=padding["pad_id"], pad_token=padding["pad_token"], length=length)
+        return _arrays(self._t5.encode_batch(list(texts)))
+
+
+def _load(path: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(path))
+    if tokenizer.truncation is None or tokenizer.padding is None:
+        raise ValueError(f"{path} has no truncation and padding settings: run python -m export again.")
+    return tokenizer
+
+
+def _arrays(encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray]:
+    input_ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
+    attention_mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
+    return input_ids, attention_mask
