@@ -1,0 +1,55 @@
+"""Everything that a generation can fail with.
+
+    AudioLDM2Error
+      + InvalidRequestError       the request is wrong: change it
+      + ServerBusyError           overloaded or starting: safe to send again
+      + RequestCancelledError     the server dropped the request
+      + DeadlineExceededError     no answer in time, by the server's clock or by the client's
+      + ServerUnreachableError    no Triton server answers at the address
+      + ModelNotFoundError        the server has no such model, or it failed to load
+      + ServerFaultError          anything else: report it with its request id
+
+Misuse of the API itself raises Python's own exceptions: `TypeError`, `ValueError`, `RuntimeError`, `OSError`.
+"""
+
+
+class AudioLDM2Error(Exception):
+    """Base of all errors of a generation.
+
+    Attributes:
+        server_message: the server's words exactly as received, None where the server said nothing.
+        request_id: the id that the request carried, to look for in the server's log; None where nothing was sent.
+    """
+
+    def __init__(self, message: str, *, server_message: str | None = None, request_id: str | None = None) -> None:
+        super().__init__(message)
+        self.server_message = server_message
+        self.request_id = request_id
+
+
+class InvalidRequestError(AudioLDM2Error):
+    """The request can't be served as it is; the message names the input, its bound and the value received."""
+
+
+class ServerBusyError(AudioLDM2Error):
+    """The server took no part of the request, it is overloaded, starting or stopping. Safe to send again."""
+
+
+class RequestCancelledError(AudioLDM2Error):
+    """The request was cancelled before it was done."""
+
+
+class DeadlineExceededError(AudioLDM2Error):
+    """There was no answer within the time allowed."""
+
+
+class ServerUnreachableError(AudioLDM2Error):
+    """No Triton server answers at the address, or the connection to it was lost."""
+
+
+class ModelNotFoundError(AudioLDM2Error):
+    """The server doesn't have the model, or could not load it."""
+
+
+class ServerFaultError(AudioLDM2Error):
+    """The server failed for a reason of its own; its log has more under the request id."""
