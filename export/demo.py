@@ -238,12 +238,12 @@ def _make_audible(vocoder: SpeechT5HifiGan) -> None:
     vocoder(torch.randn(1, 64, vocoder.config.model_in_dim))
     for hook in hooks:
         hook.remove()
-    vocoder.conv_post.weight *= 0.3
+    vocoder.conv_post.weight.mul_(0.3)
 
 
-def _scale_to_unit_variance(layer: nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+def _scale_to_unit_variance(layer: Any, _: Any, output: torch.Tensor) -> torch.Tensor:
     deviation = output.std()
-    layer.weight /= deviation
+    layer.weight.div_(deviation)
     return output / deviation
 
 

@@ -133,7 +133,7 @@ def loop_over(step: onnx_ir.Model, num_embeds: int, cache_sizes: tuple[int, int,
     )[3]
     generated = tape.op("Transpose", [tape.op("Squeeze", [collected, _integers(tape, [2])])], {"perm": [1, 0, 2]})
     generated.name = "generated_prompt_embeds"
-    generated.dtype, generated.shape = embeds.dtype, onnx_ir.Shape(["rows", num_embeds, width])
+    generated.type, generated.shape = embeds.type, onnx_ir.Shape(["rows", num_embeds, width])
     graph = onnx_ir.Graph(
         inputs, [generated], nodes=tape.nodes, initializers=weights, opset_imports=step.opset_imports, name="gpt2"
     )

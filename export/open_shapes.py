@@ -30,7 +30,7 @@ def _sliced(graph: onnx_ir.Graph, value: onnx_ir.Value, axes: list[int]) -> onnx
     bound = tape.op("Add", [count, _integers(tape, [BEYOND_ANY_SIZE])])
     ends = tape.op("Expand", [bound, _integers(tape, [len(axes)])])
     sliced = tape.op("Slice", [value, _integers(tape, [0] * len(axes)), ends, _integers(tape, axes)])
-    sliced.name, sliced.dtype, sliced.shape = name, value.dtype, _open(value, name)
+    sliced.name, sliced.type, sliced.shape = name, value.type, _open(value, name)
     for position, node in enumerate(tape.nodes):
         for output in node.outputs:
             output.name = output.name if output is sliced else f"{name}_slice_{position}"

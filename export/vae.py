@@ -61,7 +61,7 @@ class VaeDecoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """Decode latents, float32 [rows, channels, frames, bins], to float32 [rows, mel frames, mel bins]."""
-        return self.vae.decode(1 / self.scaling_factor * latents).sample.squeeze(1)  # type: ignore[no-any-return]
+        return self.vae.decode(1 / self.scaling_factor * latents).sample.squeeze(1)
 
 
 def vae_stage(checkpoint: Checkpoint) -> OnnxStage:

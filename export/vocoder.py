@@ -16,7 +16,7 @@ class Vocoder(nn.Module):
 
     def forward(self, mel_spectrogram: Tensor) -> Tensor:
         """Turn log-mel spectrograms, float32 [rows, frames, mel bins], into waveforms, float32 [rows, samples]."""
-        return self.vocoder(mel_spectrogram)  # type: ignore[no-any-return]
+        return self.vocoder(mel_spectrogram)
 
 
 def vocoder_stage(checkpoint: Checkpoint) -> OnnxStage:

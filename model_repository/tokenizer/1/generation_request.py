@@ -172,14 +172,14 @@ def _bounded(name: str, value: Number, low: Number, high: Number, *, what: str =
     return value
 
 
-def _positive(name: str, text: str, kind: Any) -> float:
+def _positive(name: str, text: str, kind: Any) -> Any:
     try:
         number = kind(text)
     except ValueError:
         raise ValueError(f"config.pbtxt: parameter {name} must be a number, got {text!r}.") from None
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"config.pbtxt: parameter {name} must be positive and finite, got {text!r}.")
-    return number  # type: ignore[no-any-return]
+    return number
 
 
 def _check_total_length(request: GenerationRequest, limits: Limits) -> None:

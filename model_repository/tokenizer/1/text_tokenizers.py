@@ -34,7 +34,7 @@ class TextTokenizers:
     def __init__(self, folder: Path) -> None:
         self._clap = _load(folder / CLAP_TOKENIZER_FILE)
         self._t5 = _load(folder / T5_TOKENIZER_FILE)
-        self._max_length = int(self._t5.truncation["max_length"])
+        self._t5_truncation, self._t5_padding = dict(self._t5.truncation or {}), dict(self._t5.padding or {})
 
     def tokenize(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> TokenizedText:
         """Tokenize prompts, after the negative prompts if there are any.
@@ -46,7 +46,7 @@ class TextTokenizers:
         texts = [*(negative_prompts or ()), *prompts]
         clap_input_ids, clap_attention_mask = _arrays(self._clap.encode_batch(texts))
 
-        self._t5.enable_truncation(self._max_length)
+        self._t5.enable_truncation(self._t5_truncation["max_length"])
         t5_input_ids, t5_attention_mask = self._t5_arrays(prompts, length=None)
         if negative_prompts:
             num_tokens = t5_input_ids.shape[1]
@@ -57,8 +57,7 @@ class TextTokenizers:
         return TokenizedText(clap_input_ids, clap_attention_mask, t5_input_ids, t5_attention_mask)
 
     def _t5_arrays(self, texts: Sequence[str], length: int | None) -> tuple[np.ndarray, np.ndarray]:
-        padding = self._t5.padding
-        self._t5.enable_padding(pad_id=padding["pad_id"], pad_token=padding["pad_token"], length=length)
+        self._t5.enable_padding(**(self._t5_padding | {"length": length}))
         return _arrays(self._t5.encode_batch(list(texts)))
 
 

@@ -56,4 +56,4 @@ class NoiseSchedulers:
 def _scheduler_class(name: str) -> type[SchedulerMixin]:
     if name not in KarrasDiffusionSchedulers.__members__:
         raise UnknownSchedulerError(f"scheduler_config.json names {name}, which is not a scheduler for this model.")
-    return getattr(diffusers, name)  # type: ignore[no-any-return]
+    return getattr(diffusers, name)

@@ -1,0 +1,73 @@
+"""The demo checkpoint, its export, a real Triton server over it, and diffusers' own pipeline as the reference."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests use checkpoints made here
+
+import pytest
+import tritonclient.grpc
+from diffusers import AudioLDM2Pipeline
+
+from export.checkpoint import Checkpoint
+from export.demo import write_checkpoint
+from export.repository import StageResult, export_checkpoint
+from server import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo checkpoint as the hub lays it out: its language model is a GPT2Model."""
+    folder = tmp_path_factory.mktemp("demo") / "checkpoint"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lm_head_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights under GPT2LMHeadModel, which diffusers can run."""
+    folder = tmp_path_factory.mktemp("lm_head") / "checkpoint"
+    write_checkpoint(folder, language_model="GPT2LMHeadModel")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(lm_head_checkpoint: Path) -> AudioLDM2Pipeline:
+    pipeline = AudioLDM2Pipeline.from_pretrained(lm_head_checkpoint, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="session")
+def export_results() -> dict[str, StageResult]:
+    """What `exported_repository` measured, by stage."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def exported_repository(
+    demo_checkpoint: Path, export_results: dict[str, StageResult], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A complete model repository of the demo checkpoint, in a folder of its own."""
+    output = tmp_path_factory.mktemp("exported") / "model_repository"
+    export_checkpoint(
+        Checkpoint.find(str(demo_checkpoint)),
+        output,
+        on_start=[].append,
+        on_done=export_results.__setitem__,
+    )
+    return output
+
+
+@pytest.fixture(scope="session")
+def triton(exported_repository: Path) -> Iterator[EmbeddedServer]:
+    """A real tritonserver that serves the exported demo checkpoint."""
+    with EmbeddedServer(exported_repository) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def grpc_client(triton: EmbeddedServer) -> Iterator[tritonclient.grpc.InferenceServerClient]:
+    with tritonclient.grpc.InferenceServerClient(triton.grpc_url) as client:
+        yield client

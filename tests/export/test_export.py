@@ -1,0 +1,192 @@
+"""The export: verified stages, all or nothing, and a sentence for what can't be exported."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from export import __main__ as command
+from export import onnx_stage, repository
+from export.checkpoint import Checkpoint, CheckpointError
+from export.demo import count_parameters, write_checkpoint
+from export.gpt2 import gpt2_stage
+from export.onnx_stage import MAX_RELATIVE_ERROR, OnnxStage, VerificationError, export_stage, relative_error
+from export.vae import QUERY_GROUP, VaeDecoder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_stage_agrees_with_pytorch(exported_repository, export_results):
+    assert exported_repository.is_dir()
+    errors = {stage: result.relative_error for stage, result in export_results.items()}
+    assert errors.keys() == {"text_encoder", "gpt2", "vae", "vocoder", "clap_audio", "tokenizer", "unet"}
+    measured = [error for error in errors.values() if error is not None]
+    assert len(measured) == 5
+    assert 0 < min(measured) <= max(measured) <= MAX_RELATIVE_ERROR
+
+
+def test_a_new_folder_becomes_a_complete_repository(exported_repository):
+    committed = {
+        str(path.relative_to(repository.COMMITTED_REPOSITORY))
+        for pattern in ("*/config.pbtxt", "*/1/*.py")
+        for path in repository.COMMITTED_REPOSITORY.glob(pattern)
+    }
+    weights = {f"{stage}/1/model.onnx" for stage in repository.ONNX_STAGES} | {
+        "tokenizer/1/audio_geometry.json",
+        "tokenizer/1/clap_tokenizer.json",
+        "tokenizer/1/t5_tokenizer.json",
+        "unet/1/unet/config.json",
+        "unet/1/unet/diffusion_pytorch_model.safetensors",
+        "unet/1/scheduler/scheduler_config.json",
+    }
+    assert files(exported_repository) == committed | weights
+    assert (exported_repository / "audioldm2" / "1").is_dir()
+
+
+def test_exported_files_hold_no_trace_of_this_machine(exported_repository):
+    for path in exported_repository.rglob("*.onnx"):
+        content = path.read_bytes()
+        assert b"site-packages" not in content, path
+        assert str(Path(__file__).parents[2]).encode() not in content, path
+
+
+def test_gpt2_is_one_loop_with_one_copy_of_the_weights(exported_repository):
+    model = onnx.load(exported_repository / "gpt2" / "1" / "model.onnx")
+    (loop,) = [node for node in model.graph.node if node.op_type == "Loop"]
+    body = loop.attribute[0].g
+    assert len(body.node) > len(model.graph.node)
+    assert len(body.initializer) == 0
+
+
+def test_gpt2_under_either_class_name_gives_the_same_embeddings(exported_repository, lm_head_checkpoint, tmp_path):
+    stage = gpt2_stage(Checkpoint.find(str(lm_head_checkpoint)))
+    export_stage(stage, tmp_path)
+    inputs = {name: tensor.numpy() for name, tensor in stage.check.items()}
+    results = [
+        onnxruntime.InferenceSession(folder / "model.onnx").run(None, inputs)[0]
+        for folder in (tmp_path, exported_repository / "gpt2" / "1")
+    ]
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("positions", [16, QUERY_GROUP - 16, QUERY_GROUP, 2 * QUERY_GROUP + 16])
+def test_attention_over_groups_of_queries_is_exact(demo_checkpoint, exported_repository, positions):
+    vae = Checkpoint.find(str(demo_checkpoint)).load("vae")
+    torch.manual_seed(positions)
+    latents = torch.randn(1, 8, positions // 16, 16)
+    with torch.inference_mode():
+        expected = VaeDecoder(vae)(latents).numpy()
+    session = onnxruntime.InferenceSession(exported_repository / "vae" / "1" / "model.onnx")
+    assert relative_error(session.run(None, {"latents": latents.numpy()})[0], expected) < 1e-5
+
+
+def test_a_graph_that_disagrees_with_pytorch_is_refused(tmp_path):
+    stage = OnnxStage(
+        name="double",
+        module=nn.Linear(4, 4),
+        example={"input": torch.randn(2, 4)},
+        dynamic_axes={"input": {0: "rows"}},
+        outputs=("output",),
+        check={"input": torch.randn(3, 4)},
+        reference=lambda **_: torch.ones(3, 4),
+    )
+    with pytest.raises(VerificationError, match=r"double: output output differs from PyTorch by \d.*more than 1e-03"):
+        export_stage(stage, tmp_path)
+
+
+@pytest.mark.parametrize("bad", [np.full(3, np.nan), np.ones(4), np.full(3, np.inf)])
+def test_relative_error_is_infinite_for_what_is_not_comparable(bad):
+    assert relative_error(bad, np.ones(3)) == float("inf")
+
+
+def test_a_failed_verification_changes_nothing(demo_checkpoint, tmp_path, monkeypatch, capsys):
+    output = tmp_path / "model_repository"
+    old = output / "vocoder" / "1" / "model.onnx"
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"old")
+    real = repository.ONNX_STAGES["vae"]
+    stages = {
+        "vocoder": repository.ONNX_STAGES["vocoder"],
+        "vae": lambda checkpoint: dataclasses.replace(real(checkpoint), reference=lambda latents: latents[:, 0]),
+    }
+    monkeypatch.setattr(repository, "ONNX_STAGES", stages)
+    monkeypatch.setattr(repository, "STAGES", tuple(stages))
+    assert command.main(["--checkpoint", str(demo_checkpoint), "--output", str(output)]) == 1
+    assert "vae: output mel_spectrogram differs from PyTorch by inf" in capsys.readouterr().err
+    assert files(output) == {"vocoder/1/model.onnx"}
+    assert old.read_bytes() == b"old"
+
+
+def test_large_weights_go_to_a_file_of_their_own(lm_head_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_stage, "EXTERNAL_DATA_FROM_BYTES", 100_000)
+    export_stage(gpt2_stage(Checkpoint.find(str(lm_head_checkpoint))), tmp_path)
+    assert files(tmp_path) == {"model.onnx", "model.onnx.data"}
+    assert (tmp_path / "model.onnx").stat().st_size < (tmp_path / "model.onnx.data").stat().st_size
+
+
+def test_equal_seeds_give_equal_checkpoints(demo_checkpoint, tmp_path):
+    write_checkpoint(tmp_path / "same")
+    write_checkpoint(tmp_path / "other", seed=1)
+    weights = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "same" / weights).read_bytes() == (demo_checkpoint / weights).read_bytes()
+    assert (tmp_path / "other" / weights).read_bytes() != (demo_checkpoint / weights).read_bytes()
+    for tokenizer in ("tokenizer/tokenizer.json", "tokenizer_2/tokenizer.json"):
+        assert (tmp_path / "same" / tokenizer).read_bytes() == (demo_checkpoint / tokenizer).read_bytes()
+
+
+def test_the_demo_checkpoint_is_small(demo_checkpoint):
+    assert 10e6 < count_parameters(demo_checkpoint) < 20e6
+
+
+@pytest.fixture
+def copied_checkpoint(demo_checkpoint, tmp_path) -> Path:
+    return Path(shutil.copytree(demo_checkpoint, tmp_path / "checkpoint"))
+
+
+def edit_json(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_folder_without_model_index_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"model_index\.json does not exist: a checkpoint is a folder in diff"):
+        Checkpoint.find(str(tmp_path))
+
+
+def test_another_pipeline_is_refused(copied_checkpoint):
+    edit_json(copied_checkpoint / "model_index.json", _class_name="StableDiffusionPipeline")
+    with pytest.raises(CheckpointError, match="is for StableDiffusionPipeline: only AudioLDM2Pipeline is supported"):
+        Checkpoint.find(str(copied_checkpoint))
+
+
+def test_a_class_that_is_not_on_the_list_is_never_imported(copied_checkpoint):
+    edit_json(copied_checkpoint / "model_index.json", unet=["os", "system"])
+    with pytest.raises(CheckpointError, match="names the class system for unet: supported are AudioLDM2UNet2DCond"):
+        Checkpoint.find(str(copied_checkpoint))
+
+
+def test_a_missing_component_is_named(copied_checkpoint):
+    shutil.rmtree(copied_checkpoint / "vocoder")
+    with pytest.raises(CheckpointError, match="vocoder does not exist: the checkpoint is incomplete"):
+        Checkpoint.find(str(copied_checkpoint))
+
+
+def test_missing_weights_are_named_and_nothing_is_written(copied_checkpoint, tmp_path, capsys):
+    (copied_checkpoint / "text_encoder" / "model.safetensors").unlink()
+    output = tmp_path / "model_repository"
+    assert command.main(["--checkpoint", str(copied_checkpoint), "--output", str(output)]) == 1
+    assert "text_encoder can't be loaded as ClapModel" in capsys.readouterr().err
+    assert files(output) == set()
+
+
+def test_a_checkpoint_that_is_nowhere_is_refused(tmp_path, capsys):
+    assert command.main(["--checkpoint", "nobody/nothing", "--output", str(tmp_path)]) == 1
+    assert "--checkpoint nobody/nothing: there is no such folder, and the hub gave" in capsys.readouterr().err

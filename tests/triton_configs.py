@@ -1,0 +1,22 @@
+"""Reads the committed `config.pbtxt` files as Triton does."""
+
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
+
+
+def read_configs() -> dict[str, ModelConfig]:
+    """Return every model's configuration, by folder name."""
+    return {
+        path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
+        for path in sorted(REPOSITORY.glob("*/config.pbtxt"))
+    }
+
+
+def signature(tensors, max_batch_size: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return data type and full dims, the batch dimension included, of each tensor."""
+    batch = (-1,) if max_batch_size else ()
+    return {tensor.name: (DataType.Name(tensor.data_type), batch + tuple(tensor.dims)) for tensor in tensors}
