@@ -89,8 +89,8 @@ def _export_stage(checkpoint: Checkpoint, name: str, folder: Path) -> float | No
 
 @contextlib.contextmanager
 def _staging_folder(output: Path) -> Iterator[Path]:
-    """A folder on the file system of `output`, gone afterwards; its name is none that Triton takes for a model."""
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as folder:
+    """A folder beside `output`, gone afterwards. Inside of it, Triton would take even a hidden folder for a model."""
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.resolve().parent) as folder:
         yield Path(folder)
 
 
@@ -117,4 +117,4 @@ def _replace(new: Path, place: Path) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     if place.is_dir():
         shutil.rmtree(place)
-    new.replace(place)
+    shutil.move(new, place)  # a rename, unless `output` is a mount of its own

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests use checkpoints made here
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's pip package reports to its maker otherwise
 
 import pytest
 import tritonclient.grpc

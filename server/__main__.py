@@ -1,0 +1,102 @@
+"""The command `python -m server`: the embedded server in the foreground."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.checks import is_loopback, resolve_host
+from server.embedded import READY_TIMEOUT_S, STOP_TIMEOUT_S, EmbeddedServer
+from server.errors import ServerError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve a model repository until SIGINT or SIGTERM.
+
+    Returns:
+        0 after a requested stop, 1 where the server could not start or died.
+    """
+    options = _parse(arguments)
+    server = EmbeddedServer(
+        options.model_repository,
+        host=options.host,
+        http_port=options.http_port,
+        grpc_port=options.grpc_port,
+        metrics_port=options.metrics_port,
+        metrics_host=options.metrics_host,
+        log_verbose=options.log_verbose,
+        ready_timeout_s=options.ready_timeout_s,
+        stop_timeout_s=options.stop_timeout_s,
+        extra_arguments=options.extra_arguments,
+        on_log=_print_log if options.verbose or options.log_verbose else None,
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: server.request_stop())
+    try:
+        _serve(server, options)
+    except ServerError as error:
+        if not server.stop_requested:
+            return _fail(error, show_log=not options.verbose)
+    finally:
+        server.stop()
+    return 0
+
+
+def _serve(server: EmbeddedServer, options: argparse.Namespace) -> None:
+    for option, host in (("--host", options.host), ("--metrics-host", options.metrics_host)):
+        if not is_loopback(resolve_host(host, option)):
+            print(
+                f"Warning: with {option} {host} other machines reach this server, and it has no authentication or "
+                f"encryption of its own.",
+                file=sys.stderr,
+            )
+    server.start()
+    print(
+        f"Ready: http://{server.http_url} grpc://{server.grpc_url} metrics http://{server.metrics_url}/metrics "
+        f"(Ctrl-C stops)",
+        flush=True,
+    )
+    server.wait()
+
+
+def _fail(error: ServerError, *, show_log: bool) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    if show_log and error.log_tail:
+        print(f"\nThe end of tritonserver's log:\n{error.log_tail}", file=sys.stderr)
+    return 1
+
+
+def _print_log(lines: str) -> None:
+    sys.stderr.write(lines)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serve a model repository with the Triton Inference Server of the nvidia-pytriton wheel.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--model-repository", type=Path, required=True, metavar="DIR", help="folder that `python -m export` wrote")
+    add("--host", default="127.0.0.1", help="IPv4 address for HTTP and gRPC; there is no authentication")
+    add("--http-port", type=int, default=8000, metavar="PORT", help="0 picks a free port")
+    add("--grpc-port", type=int, default=8001, metavar="PORT", help="0 picks a free port")
+    add("--metrics-port", type=int, default=8002, metavar="PORT", help="0 picks a free port")
+    add("--metrics-host", default="127.0.0.1", metavar="HOST", help="IPv4 address for the Prometheus metrics")
+    add("--ready-timeout-s", type=float, default=READY_TIMEOUT_S, metavar="S", help="time for all models to load")
+    add(
+        "--stop-timeout-s",
+        type=float,
+        default=STOP_TIMEOUT_S,
+        metavar="S",
+        help="time for requests to finish at the end",
+    )
+    add("--verbose", action="store_true", help="show Triton's log on stderr")
+    add("--log-verbose", type=int, default=0, metavar="LEVEL", help="Triton's verbose logging level; implies --verbose")
+    add("extra_arguments", nargs="*", metavar="OPTION", help="after `--`: options for tritonserver itself")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

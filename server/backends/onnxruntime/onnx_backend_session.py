@@ -1,0 +1,201 @@
+"""An ONNX Runtime session that serves Triton's requests: loaded after the configuration, run in batches.
+
+This module never imports `triton_python_backend_utils`, so that it can be tested without a server.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnx_backend_config import BackendConfig, ConfigError, GraphTensor, check_signature
+
+Array = npt.NDArray[Any]
+Arrays = Mapping[str, Array]
+Run = Callable[[Arrays, Sequence[str]], dict[str, Array]]
+
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Request:
+    """One inference request: its input tensors by name, and the names of the outputs that it asks for."""
+
+    inputs: Arrays
+    outputs: Sequence[str]
+
+
+class OnnxSession:
+    """An ONNX file, loaded and checked against its configuration.
+
+    Args:
+        path: The ONNX file.
+        config: The model's configuration.
+        device_id: CUDA device to run on; None runs on the CPU.
+
+    Raises:
+        ConfigError: The file is missing, disagrees with the configuration, or the CUDA device can't be used.
+    """
+
+    def __init__(self, path: Path, config: BackendConfig, device_id: int | None = None) -> None:
+        if path.is_dir():  # As in the native backend: a folder of that name holds the file and its external data.
+            path = path / "model.onnx"
+        if not path.is_file():
+            raise ConfigError(f"{path} is missing")
+        self._config = config
+        self._session = onnxruntime.InferenceSession(
+            str(path), session_options(config), providers=execution_providers(config, device_id)
+        )
+        if device_id is not None and CUDA not in self._session.get_providers():
+            raise ConfigError(
+                f"ONNX Runtime can't use CUDA device {device_id}, see its message in the log; it needs the CUDA and "
+                f"cuDNN of `pip install onnxruntime-gpu[cuda,cudnn]`"
+            )
+        self._run_options = onnxruntime.RunOptions()
+        for key, value in config.run_entries.items():
+            self._run_options.add_run_config_entry(key, value)
+        graph_inputs = _graph_tensors(self._session.get_inputs())
+        graph_outputs = _graph_tensors(self._session.get_outputs())
+        overridable = _graph_tensors(self._session.get_overridable_initializers())
+        check_signature(config, graph_inputs, graph_outputs, overridable)
+        scalars = {tensor.name for tensor in (*graph_inputs, *graph_outputs, *overridable) if not tensor.shape}
+        self._scalar_inputs = {tensor.name for tensor in config.inputs if tensor.name in scalars}
+        self._scalar_output_dims = {tensor.name: tensor.dims for tensor in config.outputs if tensor.name in scalars}
+        self._string_inputs = {tensor.name for tensor in config.inputs if tensor.data_type == "TYPE_STRING"}
+
+    def run(self, requests: Sequence[Request]) -> list[dict[str, Array] | Exception]:
+        """Run requests, together where the model has a batch dimension and their other dimensions agree.
+
+        Returns:
+            For each request its outputs by name, or the exception that it, and it alone, has met.
+        """
+        return run_in_batches(requests, self._run_one, batched=self._config.max_batch_size > 0)
+
+    def _run_one(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, Array]:
+        feed = {name: self._to_onnx(name, array) for name, array in inputs.items()}
+        results = self._session.run(list(outputs), feed, self._run_options)
+        return {name: self._to_triton(name, result) for name, result in zip(outputs, results, strict=True)}
+
+    def _to_onnx(self, name: str, array: Array) -> Array:
+        if name in self._string_inputs:
+            array = np.array([item.decode() for item in array.flat], dtype=object).reshape(array.shape)
+        return array.reshape(()) if name in self._scalar_inputs else array
+
+    def _to_triton(self, name: str, result: Any) -> Array:
+        array = np.asarray(result)
+        if array.dtype == np.object_:
+            array = np.array([item.encode() for item in array.flat], dtype=object).reshape(array.shape)
+        return array.reshape(self._scalar_output_dims[name]) if name in self._scalar_output_dims else array
+
+
+def run_in_batches(requests: Sequence[Request], run: Run, *, batched: bool) -> list[dict[str, Array] | Exception]:
+    """Run requests in as few calls as possible, and keep their failures apart.
+
+    Requests whose inputs have equal names, types and dimensions after the first are joined along the first. If their
+    common run fails, each of them runs alone, so that only the culprit fails.
+
+    Args:
+        requests: What Triton handed over in one call.
+        run: Computes the outputs of the given names.
+        batched: Whether the first dimension of each tensor is the batch.
+
+    Returns:
+        For each request its outputs by name, or its exception.
+    """
+    results: list[dict[str, Array] | Exception] = [RuntimeError("not run")] * len(requests)
+    for group in _groups(requests) if batched else [[index] for index in range(len(requests))]:
+        answers = _run_joined([requests[index] for index in group], run) if len(group) > 1 else None
+        for position, index in enumerate(group):
+            results[index] = answers[position] if answers else _run_alone(requests[index], run, batched=batched)
+    return results
+
+
+def _groups(requests: Sequence[Request]) -> list[list[int]]:
+    """Indices of the requests that can be joined, in their order."""
+    groups: dict[Any, list[int]] = {}
+    for index, request in enumerate(requests):
+        key = tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in request.inputs.items()))
+        groups.setdefault(key, []).append(index)
+    return list(groups.values())
+
+
+def _run_joined(requests: Sequence[Request], run: Run) -> list[dict[str, Array]] | None:
+    """Outputs of each of several requests, or None if they could not be computed together."""
+    names = list(requests[0].inputs)
+    outputs = list(dict.fromkeys(name for request in requests for name in request.outputs))
+    rows = [_row_count(request.inputs) for request in requests]
+    try:
+        joined = run({name: np.concatenate([r.inputs[name] for r in requests]) for name in names}, outputs)
+        _check_rows(joined, sum(rows))
+    except Exception:
+        return None
+    ends = np.cumsum(rows)
+    return [
+        {name: joined[name][end - count : end] for name in request.outputs}
+        for request, count, end in zip(requests, rows, ends, strict=True)
+    ]
+
+
+def _run_alone(request: Request, run: Run, *, batched: bool) -> dict[str, Array] | Exception:
+    try:
+        outputs = run(request.inputs, request.outputs)
+        if batched:
+            _check_rows(outputs, _row_count(request.inputs))
+    except Exception as error:
+        return error
+    return outputs
+
+
+def _row_count(inputs: Arrays) -> int:
+    return len(next(iter(inputs.values())))
+
+
+def _check_rows(outputs: Arrays, rows: int) -> None:
+    for name, array in outputs.items():
+        if array.shape[:1] != (rows,):
+            raise RuntimeError(f"output '{name}' has shape {list(array.shape)} for a batch of {rows}")
+
+
+def session_options(config: BackendConfig) -> Any:
+    """Translate a configuration to `onnxruntime.SessionOptions`; what it doesn't set keeps ONNX Runtime's default."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, config.graph_level)
+    options.execution_mode = getattr(onnxruntime.ExecutionMode, config.execution_mode)
+    options.intra_op_num_threads = config.intra_op_thread_count
+    options.inter_op_num_threads = config.inter_op_thread_count
+    if config.enable_mem_arena is not None:
+        options.enable_cpu_mem_arena = config.enable_mem_arena
+    if config.enable_mem_pattern is not None:
+        options.enable_mem_pattern = config.enable_mem_pattern
+    for key, value in config.session_entries.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def execution_providers(config: BackendConfig, device_id: int | None) -> list[str | tuple[str, dict[str, str]]]:
+    """ONNX Runtime's execution providers for a device, the preferred one first; None is the CPU."""
+    if device_id is None:
+        return [CPU]
+    onnxruntime.preload_dlls()
+    return [(CUDA, {**config.cuda_options, "device_id": str(device_id)}), CPU]
+
+
+def has_cuda() -> bool:
+    """Say whether the installed ONNX Runtime is the one with CUDA."""
+    return CUDA in onnxruntime.get_available_providers()
+
+
+def is_invalid_argument(error: Exception) -> bool:
+    """Say whether the request is to blame for a failure: ONNX Runtime says so, or its text is not UTF-8."""
+    return isinstance(error, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument | UnicodeDecodeError)
+
+
+def _graph_tensors(nodes: Sequence[Any]) -> list[GraphTensor]:
+    return [
+        GraphTensor(node.name, node.type, tuple(size if isinstance(size, int) else -1 for size in node.shape))
+        for node in nodes
+    ]
