@@ -13,11 +13,10 @@ METRICS_PORT ?= 8002
 VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
-PACKAGES  := export server
 # What an exported repository depends on; a change of it means a new export.
 EXPORT_ID  = $(CHECKPOINT) $(shell cat export/*.py | sha256sum | cut -c1-16)
 
-.PHONY: demo serve export test lint format lock clean help
+.PHONY: demo serve export test parity lint format lock clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +39,9 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 
 test: $(INSTALLED) ## Run the whole test suite
 	$(BIN)/python -m pytest
+
+parity: $(INSTALLED) ## Measure the agreement with diffusers and write docs/parity.md
+	$(BIN)/python -m benchmarks.parity
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check

@@ -10,6 +10,7 @@ import transformers
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.model_names import ENSEMBLE
 from export.onnx_stage import VerificationError
 from export.repository import STAGES, StageResult, export_checkpoint
 
@@ -22,8 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library.utils.logging.disable_progress_bar()
     try:
         checkpoint = Checkpoint.find(options.checkpoint)
-        _export(checkpoint, options.output)
-    except (CheckpointError, VerificationError, OSError) as error:
+        _export(checkpoint, options.output, options.name)
+    except (CheckpointError, VerificationError, OSError, ValueError) as error:
         print(f"export: {error} Nothing was changed in {options.output}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -42,11 +43,14 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", required=True, metavar="DIR_OR_HUB_ID", help="a folder in diffusers' layout, or cvssp/audioldm2"
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="the model repository to fill")
+    parser.add_argument(
+        "--name", default=ENSEMBLE, help="of the ensemble, for several checkpoints side by side (default: %(default)s)"
+    )
     parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of the weights (default: %(default)s)")
     return parser
 
 
-def _export(checkpoint: Checkpoint, output: Path) -> None:
+def _export(checkpoint: Checkpoint, output: Path, name: str) -> None:
     with tqdm(total=len(STAGES), unit="stage", leave=False, disable=None) as bar:
 
         def report(stage: str, result: StageResult) -> None:
@@ -54,7 +58,7 @@ def _export(checkpoint: Checkpoint, output: Path) -> None:
             bar.write(f"{stage:12}  {verified:22}  {result.seconds:5.1f} s")
             bar.update()
 
-        export_checkpoint(checkpoint, output, on_start=bar.set_description, on_done=report)
+        export_checkpoint(checkpoint, output, name=name, on_start=bar.set_description, on_done=report)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ def clap_audio_stage(checkpoint: Checkpoint) -> OnnxStage:
             f"{checkpoint.folder}/text_encoder/config.json has enable_fusion true: only CLAP without fusion is "
             f"supported."
         )
+    if feature_extractor.truncation != "rand_trunc":
+        raise CheckpointError(
+            f"{checkpoint.folder}/feature_extractor/preprocessor_config.json has truncation "
+            f"{feature_extractor.truncation}: only rand_trunc is supported."
+        )
     frames = feature_extractor.nb_max_samples // feature_extractor.hop_length + 1
     torch.manual_seed(0)
     return OnnxStage(

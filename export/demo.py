@@ -12,7 +12,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import diffusers
 import torch
@@ -43,12 +43,9 @@ from transformers import (
 
 from export.demo_text import SENTENCES
 
-Size = Literal["demo", "full"]
-
 MAX_TEXT_TOKENS = 512
-SAMPLING_RATE = 16_000
 
-WIDTHS: dict[Size, dict[str, Any]] = {
+WIDTHS: dict[str, dict[str, Any]] = {
     "demo": {
         "vocabulary": 512,
         "clap_text": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
@@ -63,7 +60,7 @@ WIDTHS: dict[Size, dict[str, Any]] = {
         "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
         "unet": {"block_out_channels": (64, 64, 96, 128), "attention_head_dim": (2, 2, 3, 4), "layers_per_block": 1},
         "vae": {"block_out_channels": (32, 64, 96), "layers_per_block": 1},
-        "vocoder": 256,
+        "vocoder": {"upsample_initial_channel": 256},
     },
     "full": {
         "vocabulary": 50_265,
@@ -78,18 +75,18 @@ WIDTHS: dict[Size, dict[str, Any]] = {
             "layers_per_block": 2,
         },
         "vae": {"block_out_channels": (128, 256, 512), "layers_per_block": 2},
-        "vocoder": 1024,
+        "vocoder": {"upsample_initial_channel": 1024},
     },
 }
 """Layer widths. Where `full` is empty, the configuration class's own defaults are the official ones."""
 
 
-def write_checkpoint(output: Path, *, size: Size = "demo", seed: int = 0, language_model: str = "GPT2Model") -> None:
+def write_checkpoint(output: Path, *, size: str = "demo", seed: int = 0, language_model: str = "GPT2Model") -> None:
     """Write a complete checkpoint into the folder `output`, which is made if it doesn't exist.
 
     Args:
         output: Where `model_index.json` and the component folders go.
-        size: `demo` (about 15 M parameters) or `full` (about 1.1 billion).
+        size: A key of WIDTHS: `demo` (about 15 M parameters) or `full` (about 1.1 billion).
         seed: Equal seeds give equal weights.
         language_model: `GPT2Model`, as the hub's checkpoints name it, or `GPT2LMHeadModel`, as diffusers wants it. The
             weights are the same.
@@ -147,7 +144,9 @@ def _components(widths: dict[str, Any], language_model: str) -> dict[str, Any]:
 def _clap_tokenizer() -> RobertaTokenizer:
     special_tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(SENTENCES, vocab_size=512, min_frequency=2, special_tokens=special_tokens)
+    trained.train_from_iterator(
+        SENTENCES, vocab_size=512, min_frequency=2, special_tokens=special_tokens, show_progress=False
+    )
     model = json.loads(trained.to_str())["model"]
     return RobertaTokenizer(
         vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]], model_max_length=MAX_TEXT_TOKENS
@@ -191,13 +190,12 @@ def _unet(widths: dict[str, Any]) -> AudioLDM2UNet2DConditionModel:
     # One resolution level after the other: no self-attention; attention to GPT-2's vectors; attention to T5's states.
     cross_attention_dim = (None, widths["gpt2"]["n_embd"], widths["t5"]["d_model"])
     return AudioLDM2UNet2DConditionModel(
-        sample_size=256,
         in_channels=8,
         out_channels=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=(cross_attention_dim,) * 4,
-        **widths["unet"],
+        **{"sample_size": 256} | widths["unet"],
     )
 
 
@@ -216,16 +214,14 @@ def _vae(widths: dict[str, Any]) -> AutoencoderKL:
 
 
 def _vocoder(widths: dict[str, Any]) -> SpeechT5HifiGan:
-    vocoder = SpeechT5HifiGan(
-        SpeechT5HifiGanConfig(
-            model_in_dim=64,
-            sampling_rate=SAMPLING_RATE,
-            upsample_initial_channel=widths["vocoder"],
-            upsample_rates=[5, 4, 2, 2, 2],
-            upsample_kernel_sizes=[16, 16, 8, 4, 4],
-            normalize_before=False,
-        )
-    )
+    official = {
+        "model_in_dim": 64,
+        "sampling_rate": 16_000,
+        "upsample_rates": [5, 4, 2, 2, 2],
+        "upsample_kernel_sizes": [16, 16, 8, 4, 4],
+        "normalize_before": False,
+    }
+    vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(**official | widths["vocoder"]))
     _make_audible(vocoder)
     return vocoder
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import diffusers
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint
@@ -14,11 +15,18 @@ MAX_TEXT_TOKENS = 512
 
 
 def write_tokenizer_files(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write both tokenizers and the checkpoint's sizes into the version folder of the model `tokenizer`."""
+    """Write the version folder of the model `tokenizer`: both tokenizers, the checkpoint's sizes, its schedulers."""
     folder.mkdir(parents=True)
     for component, file in (("tokenizer", "clap_tokenizer.json"), ("tokenizer_2", "t5_tokenizer.json")):
         _standalone(checkpoint.load(component)).save(str(folder / file))
+    classes = sorted(scheduler.__name__ for scheduler in _available_schedulers(checkpoint))
+    (folder / "scheduler_classes.json").write_text(json.dumps(classes, indent=2) + "\n")
     (folder / "audio_geometry.json").write_text(json.dumps(_audio_geometry(checkpoint), indent=2) + "\n")
+
+
+def write_postprocess_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the configuration of CLAP's feature extractor into the version folder of the model `postprocess`."""
+    checkpoint.load("feature_extractor").save_pretrained(folder)
 
 
 def write_unet_files(checkpoint: Checkpoint, folder: Path) -> None:
@@ -35,6 +43,15 @@ def _standalone(tokenizer: Any) -> Tokenizer:
     backend.enable_truncation(min(tokenizer.model_max_length, MAX_TEXT_TOKENS))
     backend.enable_padding(pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
     return backend
+
+
+def _available_schedulers(checkpoint: Checkpoint) -> list[type]:
+    """Return what the checkpoint's scheduler can be replaced by; diffusers has dummies for what isn't installed."""
+    return [
+        scheduler
+        for scheduler in checkpoint.load("scheduler").compatibles
+        if not isinstance(scheduler, diffusers.utils.DummyObject)
+    ]
 
 
 def _audio_geometry(checkpoint: Checkpoint) -> dict[str, int]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
 from export.gpt2 import gpt2_stage
+from export.model_names import ENSEMBLE, ModelNames
 from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage
-from export.pytorch_files import write_tokenizer_files, write_unet_files
+from export.pytorch_files import write_postprocess_files, write_tokenizer_files, write_unet_files
 from export.text_encoder import text_encoder_stage
 from export.vae import vae_stage
 from export.vocoder import vocoder_stage
@@ -30,8 +31,10 @@ ONNX_STAGES: dict[str, Callable[[Checkpoint], OnnxStage]] = {
 FILE_STAGES: dict[str, Callable[[Checkpoint, Path], None]] = {
     "tokenizer": write_tokenizer_files,
     "unet": write_unet_files,
+    "postprocess": write_postprocess_files,
 }
 STAGES = (*ONNX_STAGES, *FILE_STAGES)
+"""In the order of their export. Every model of the committed repository but the ensemble is one of them."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,20 @@ def export_checkpoint(
     checkpoint: Checkpoint,
     output: Path,
     *,
+    name: str = ENSEMBLE,
     on_start: Callable[[str], object],
     on_done: Callable[[str, StageResult], object],
 ) -> None:
     """Export every stage of `checkpoint` into the model repository `output`.
 
     The weights come into their places only when all stages are exported and verified. Where `output` isn't the
-    committed repository, the configurations and Python models are copied there too.
+    committed repository, or the ensemble has another name, configurations and Python models are copied there too.
 
     Args:
         checkpoint: Where from.
         output: Where to; made if it doesn't exist.
+        name: Of the ensemble. Several checkpoints lie side by side under several names; the stages of all but
+            `audioldm2` get the name as a prefix, since Triton's model names are global.
         on_start: Called with a stage's name before it.
         on_done: Called with a stage's name and result after it.
 
@@ -69,15 +75,17 @@ def export_checkpoint(
         CheckpointError: The checkpoint is incomplete or unsupported.
         VerificationError: A stage disagrees with PyTorch.
         OSError: The files can't be written.
+        ValueError: The name can't be an ensemble's.
     """
+    names = ModelNames(name)
     output.mkdir(parents=True, exist_ok=True)
     with _staging_folder(output) as staging:
-        for name in STAGES:
-            on_start(name)
+        for stage in STAGES:
+            on_start(stage)
             started = time.monotonic()
-            error = _export_stage(checkpoint, name, staging / name / VERSION)
-            on_done(name, StageResult(error, time.monotonic() - started))
-        _install(staging, output)
+            error = _export_stage(checkpoint, stage, staging / stage / VERSION)
+            on_done(stage, StageResult(error, time.monotonic() - started))
+        _install(staging, output, names)
 
 
 def _export_stage(checkpoint: Checkpoint, name: str, folder: Path) -> float | None:
@@ -94,22 +102,24 @@ def _staging_folder(output: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _install(staging: Path, output: Path) -> None:
-    if output.resolve() != COMMITTED_REPOSITORY:
-        _copy_committed_files(output)
-    for name in STAGES:
+def _install(staging: Path, output: Path, names: ModelNames) -> None:
+    if output.resolve() != COMMITTED_REPOSITORY or names.ensemble != ENSEMBLE:
+        _copy_committed_files(output, names)
+    for stage in STAGES:
+        version = output / names.of(stage) / VERSION
         # A smaller model than the one before may have no external data.
-        (output / name / VERSION / f"{MODEL_FILE}.data").unlink(missing_ok=True)
-        for path in sorted((staging / name / VERSION).iterdir()):
-            _replace(path, output / name / VERSION / path.name)
+        (version / f"{MODEL_FILE}.data").unlink(missing_ok=True)
+        for path in sorted((staging / stage / VERSION).iterdir()):
+            _replace(path, version / path.name)
 
 
-def _copy_committed_files(output: Path) -> None:
-    for config in COMMITTED_REPOSITORY.glob("*/config.pbtxt"):
-        version = output / config.parent.name / VERSION
+def _copy_committed_files(output: Path, names: ModelNames) -> None:
+    for model in (ENSEMBLE, *STAGES):
+        version = output / names.of(model) / VERSION
         version.mkdir(parents=True, exist_ok=True)
-        shutil.copy(config, version.parent)
-        for module in (config.parent / VERSION).glob("*.py"):
+        config = (COMMITTED_REPOSITORY / model / "config.pbtxt").read_text()
+        (version.parent / "config.pbtxt").write_text(names.rename(config))
+        for module in (COMMITTED_REPOSITORY / model / VERSION).glob("*.py"):
             shutil.copy(module, version)
 
 

@@ -1,5 +1,6 @@
 """The demo checkpoint, its export, a real Triton server over it, and diffusers' own pipeline as the reference."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,20 @@ from export.checkpoint import Checkpoint
 from export.demo import write_checkpoint
 from export.repository import StageResult, export_checkpoint
 from server import EmbeddedServer
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--parity-report", type=Path, metavar="FILE", help="write the measured errors there, as JSON")
+
+
+@pytest.fixture(scope="session")
+def parity_errors(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], float]]:
+    """Relative RMS error by group and case; written to `--parity-report` at the end."""
+    errors: dict[tuple[str, str], float] = {}
+    yield errors
+    if path := request.config.getoption("--parity-report"):
+        rows = [{"group": group, "case": case, "error": error} for (group, case), error in errors.items()]
+        path.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 @pytest.fixture(scope="session")

@@ -18,12 +18,13 @@ def outputs() -> dict[str, np.ndarray]:
         "sampling_rate": np.array([16000], np.int32),
         "used_seed": np.array([2**40], np.int64),
         "clap_score": np.array([0.5, np.nan], np.float32),
+        "truncated_tokens": np.array([3], np.int32),
     }
 
 
 def result(samples: list[float] | np.ndarray) -> GenerationResult:
     audio = np.atleast_2d(np.array(samples, np.float32))
-    return GenerationResult(audio, 16000, 7, np.full(len(audio), np.nan, np.float32), ("x",))
+    return GenerationResult(audio, 16000, 7, np.full(len(audio), np.nan, np.float32), ("x",), np.zeros(1, np.int32))
 
 
 def test_response_becomes_the_result():
@@ -32,6 +33,7 @@ def test_response_becomes_the_result():
     assert parsed.audio.dtype == parsed.clap_scores.dtype == np.float32
     np.testing.assert_array_equal(parsed.audio, tensors["audio"])
     np.testing.assert_array_equal(parsed.clap_scores, tensors["clap_score"])
+    assert parsed.truncated_tokens.tolist() == [3]
     assert (parsed.sampling_rate, parsed.seed, parsed.prompts) == (16000, 2**40, ("x",))
 
 
@@ -43,7 +45,7 @@ def test_audio_is_the_callers_own_and_writable():
     assert tensors["audio"][0, 1] == 0.5
 
 
-@pytest.mark.parametrize("name", ["audio", "sampling_rate", "used_seed", "clap_score"])
+@pytest.mark.parametrize("name", ["audio", "sampling_rate", "used_seed", "clap_score", "truncated_tokens"])
 @pytest.mark.parametrize("bad", [None, np.zeros((0,), np.float32), np.zeros((1, 1, 1), np.float32)])
 def test_output_that_breaks_the_contract_is_a_server_fault(name, bad):
     tensors = outputs() | {name: bad}

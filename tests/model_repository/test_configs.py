@@ -28,6 +28,7 @@ def test_the_public_tensors_are_those_of_the_contract():
         "sampling_rate": ("TYPE_INT32", (1,)),
         "used_seed": ("TYPE_INT64", (1,)),
         "clap_score": ("TYPE_FP32", (-1,)),
+        "truncated_tokens": ("TYPE_INT32", (-1,)),
     }
     assert ENSEMBLE.max_batch_size == 0
 

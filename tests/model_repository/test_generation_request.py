@@ -1,13 +1,17 @@
 """The public inputs: defaults, bounds, and the sentence for each that is out of bounds."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from audio_geometry import AudioGeometry
 from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
+from scheduler_names import ALIASES, SchedulerChoice, SchedulerNames
 from triton_configs import read_configs
 
 GEOMETRY = AudioGeometry(16_000, 160, 64, 4, 8, 256)
 PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["tokenizer"].parameters).items()}
+SCHEDULERS = SchedulerNames(["DDIMScheduler", "DPMSolverMultistepScheduler"])
 LIMITS = Limits.from_parameters(PARAMETERS)
 
 
@@ -27,6 +31,7 @@ def parse(prompt=b"a dog", **inputs) -> GenerationRequest:
             for name, value in tensors.items()
         },
         GEOMETRY,
+        SCHEDULERS,
         LIMITS,
     )
 
@@ -39,7 +44,7 @@ def test_defaults_are_those_of_the_contract():
     assert request.guidance_scale == 3.5
     assert request.audio_length_in_s == 10.24
     assert request.num_waveforms_per_prompt == 1
-    assert request.scheduler == "DPMSolverMultistepScheduler"
+    assert request.scheduler == SchedulerChoice("DPMSolverMultistepScheduler")
     assert request.eta == 0
 
 
@@ -82,6 +87,11 @@ def test_one_negative_prompt_is_for_all_prompts():
         ({"num_waveforms_per_prompt": 0}, "[INVALID_ARG] num_waveforms_per_prompt is out of bounds"),
         ({"num_waveforms_per_prompt": 17}, "between 1 and 16, got 17."),
         ({"seed": -1}, "[INVALID_ARG] seed is out of bounds"),
+        (
+            {"scheduler": b"nothing"},
+            "[INVALID_ARG] scheduler must be one of DDIMScheduler, DPMSolverMultistepScheduler, d",
+        ),
+        ({"scheduler": b"euler"}, "got 'euler'."),
         ({"eta": 1.5}, "[INVALID_ARG] eta is out of bounds: it must be finite and between 0 and 1, got 1.5."),
         (
             {"num_waveforms_per_prompt": 5, "audio_length_in_s": 150},
@@ -112,3 +122,17 @@ def test_a_bad_parameter_in_the_configuration_is_named(change, message):
 def test_a_missing_parameter_in_the_configuration_is_named():
     with pytest.raises(ValueError, match="max_prompt_bytes is missing"):
         Limits.from_parameters({key: value for key, value in PARAMETERS.items() if key != "max_prompt_bytes"})
+
+
+def test_an_alias_is_a_class_with_options():
+    assert parse(scheduler=b"DDIMScheduler").scheduler == parse(scheduler=b"ddim").scheduler
+    assert parse(scheduler=b"dpm++2m-sde-karras").scheduler == SchedulerChoice(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}
+    )
+
+
+def test_every_alias_is_in_the_documented_table():
+    table = (Path(__file__).parents[2] / "docs" / "contract.md").read_text()
+    for alias, (name, options) in ALIASES.items():
+        settings = ", ".join(f"`{key}={value}`" for key, value in sorted(options.items())) or "-"
+        assert f"| `{alias}` | `{name}` | {settings} |" in table

@@ -68,6 +68,12 @@ def test_long_prompts_are_cut_to_512_tokens(tokenizers, t5, clap):
     np.testing.assert_array_equal(tokens.clap_input_ids[0], clap(text, truncation=True, max_length=512).input_ids)
 
 
+def test_the_tokens_that_were_cut_are_counted(tokenizers, t5):
+    text = "a dog barking in the rain " * 200
+    num_tokens = len(t5(text, verbose=False).input_ids)
+    assert tokenizers.tokenize([text, "a cat"], ["b " * 2000] * 2).truncated_tokens.tolist() == [num_tokens - 512, 0]
+
+
 def test_one_request_leaves_no_trace_in_the_next(tokenizers):
     alone = tokenizers.tokenize(["a cat"], None)
     tokenizers.tokenize(PROMPTS, ["a"] * 2)

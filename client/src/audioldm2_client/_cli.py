@@ -83,6 +83,8 @@ def _run(arguments: argparse.Namespace) -> int:
             elapsed_s = time.monotonic() - start
     except AudioLDM2Error as error:
         return _fail(error, _exit_status(error))
+    if truncated := int(result.truncated_tokens.max()):
+        print(f"audioldm2: the prompt is too long: its last {truncated} tokens had no effect", file=sys.stderr)
     try:
         _save(result, arguments.output)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: soundfile's, such as a full disk

@@ -29,6 +29,7 @@ class GenerationResult:
         clap_scores: float32 [n], similarity of text and audio; NaN where there was one waveform per prompt and so
             nothing to rank.
         prompts: the prompts that were asked for.
+        truncated_tokens: int32 [prompts], how many tokens at the end of each prompt were too many, and had no effect.
     """
 
     audio: npt.NDArray[np.float32]
@@ -36,6 +37,7 @@ class GenerationResult:
     seed: int
     clap_scores: npt.NDArray[np.float32]
     prompts: tuple[str, ...]
+    truncated_tokens: npt.NDArray[np.int32]
 
     def save(self, path: str | os.PathLike[str], index: int = 0, *, subtype: str = "PCM_16") -> Path:
         """Write one waveform as a mono audio file. The file appears whole or not at all, and replaces an older one.
@@ -84,4 +86,5 @@ def parse_response(get_tensor: GetTensor, request: InferenceRequest) -> Generati
         seed=int(output("used_seed", 1)[0]),
         clap_scores=output("clap_score", 1).astype(np.float32),
         prompts=request.prompts,
+        truncated_tokens=output("truncated_tokens", 1).astype(np.int32),
     )

@@ -1,33 +1,64 @@
 """Triton adapter of the postprocess stage."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
+from candidate_ranking import CandidateRanking, best_first, similarities
 from waveform_output import cut, no_scores
 
 
 class TritonPythonModel:
-    """Cuts waveforms to the length that was asked for; one response for each request.
+    """Cuts waveforms to the length that was asked for and ranks candidates; one response for each request.
 
     Inputs:
         waveform: FP32 [waveforms, samples], whole latent frames.
         num_samples: INT64 [1].
+        sampling_rate: INT32 [1], Hz.
+        num_waveforms_per_prompt: INT32 [1]; 1 means that nothing is ranked.
+        clap_text_embeds: FP32 [rows, CLAP width]; the last rows are the prompts.
+        seed: INT64 [1].
 
     Outputs:
-        audio: FP32 [waveforms, num_samples], in the order of the waveforms.
-        clap_score: FP32 [waveforms], NaN.
+        audio: FP32 [waveforms, num_samples], for each prompt best first.
+        clap_score: FP32 [waveforms], cosine similarity of text and audio; NaN where nothing is ranked.
     """
 
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load CLAP's feature extractor."""
+        parameters = json.loads(args["model_config"])["parameters"]
+        self._clap_audio_model = parameters["clap_audio_model"]["string_value"]
+        self._ranking = CandidateRanking(Path(args["model_repository"]) / args["model_version"])
+
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request."""
+        """Answer each request, with an error of its own where ranking fails."""
         return [self._respond(request) for request in requests]
 
     def _respond(self, request: Any) -> Any:
-        waveform = pb_utils.get_input_tensor_by_name(request, "waveform").as_numpy()
-        num_samples = int(pb_utils.get_input_tensor_by_name(request, "num_samples").as_numpy()[0])
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("audio", cut(waveform, num_samples)),
-                pb_utils.Tensor("clap_score", no_scores(len(waveform))),
-            ]
+        inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        audio = cut(inputs["waveform"], int(inputs["num_samples"][0]))
+        num_waveforms_per_prompt = int(inputs["num_waveforms_per_prompt"][0])
+        scores = no_scores(len(audio))
+        if num_waveforms_per_prompt > 1:
+            embedded = self._clap_audio(request, audio, inputs)
+            if embedded.has_error():
+                return pb_utils.InferenceResponse(error=embedded.error())
+            audio_embeds = pb_utils.get_output_tensor_by_name(embedded, "audio_embeds").as_numpy()
+            num_prompts = len(audio) // num_waveforms_per_prompt
+            scores = similarities(audio_embeds, inputs["clap_text_embeds"][-num_prompts:])
+            order = best_first(scores, num_waveforms_per_prompt)
+            audio, scores = audio[order], scores[order]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("audio", audio), pb_utils.Tensor("clap_score", scores)])
+
+    def _clap_audio(self, request: Any, audio: np.ndarray, inputs: dict[str, np.ndarray]) -> Any:
+        features = self._ranking.input_features(audio, int(inputs["sampling_rate"][0]), int(inputs["seed"][0]))
+        call = pb_utils.InferenceRequest(
+            request_id=request.request_id(),
+            model_name=self._clap_audio_model,
+            requested_output_names=["audio_embeds"],
+            inputs=[pb_utils.Tensor("input_features", features)],
+            preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
+        return call.exec()

@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 from audio_geometry import AudioGeometry
+from scheduler_names import SchedulerChoice, SchedulerNames, UnknownSchedulerError
 
 MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32
 """Seeds drawn by the server stay short enough to be typed, and exact in JSON's numbers."""
+
+DEFAULT_SCHEDULER = SchedulerChoice("DPMSolverMultistepScheduler")
 
 
 Number = TypeVar("Number", int, float)
@@ -72,7 +75,7 @@ class GenerationRequest:
         guidance_scale: Up to 1, there is no guidance.
         num_waveforms_per_prompt: Candidates per prompt.
         seed: Of the noise.
-        scheduler: A class name or an alias; the model `unet` knows which.
+        scheduler: What the name that was given stands for.
         eta: DDIM's noise, 0 for none.
     """
 
@@ -83,7 +86,7 @@ class GenerationRequest:
     guidance_scale: float = 3.5
     num_waveforms_per_prompt: int = 1
     seed: int = field(default_factory=lambda: secrets.randbits(DRAWN_SEED_BITS))
-    scheduler: str = "DPMSolverMultistepScheduler"
+    scheduler: SchedulerChoice = DEFAULT_SCHEDULER
     eta: float = 0.0
 
     @property
@@ -97,12 +100,15 @@ class GenerationRequest:
         return self.guidance_scale > 1.0
 
 
-def parse_request(inputs: Mapping[str, np.ndarray], geometry: AudioGeometry, limits: Limits) -> GenerationRequest:
+def parse_request(
+    inputs: Mapping[str, np.ndarray], geometry: AudioGeometry, schedulers: SchedulerNames, limits: Limits
+) -> GenerationRequest:
     """Turn the public inputs of a Triton request into a checked GenerationRequest.
 
     Args:
         inputs: The tensors that the client sent, by name.
         geometry: The checkpoint's sizes, for the default and the smallest length.
+        schedulers: The names that `scheduler` may have.
         limits: Upper bounds.
 
     Raises:
@@ -113,7 +119,7 @@ def parse_request(inputs: Mapping[str, np.ndarray], geometry: AudioGeometry, lim
     if "negative_prompt" in inputs:
         given["negative_prompts"] = _negative_prompts(inputs["negative_prompt"], len(prompts), limits)
     if "scheduler" in inputs:
-        given["scheduler"] = _text("scheduler", inputs["scheduler"][0], limits)
+        given["scheduler"] = _scheduler(inputs["scheduler"][0], schedulers, limits)
     integer_bounds = {
         "num_inference_steps": (1, limits.max_num_inference_steps),
         "num_waveforms_per_prompt": (1, limits.max_num_waveforms_per_prompt),
@@ -149,6 +155,13 @@ def _negative_prompts(tensor: np.ndarray, num_prompts: int, limits: Limits) -> t
         )
     texts = tuple(_text("negative_prompt", value, limits) for value in tensor.reshape(-1))
     return texts if len(texts) == num_prompts else texts * num_prompts
+
+
+def _scheduler(value: bytes | str, schedulers: SchedulerNames, limits: Limits) -> SchedulerChoice:
+    try:
+        return schedulers.choose(_text("scheduler", value, limits))
+    except UnknownSchedulerError as error:
+        raise InvalidInputError("scheduler", str(error)) from None
 
 
 def _text(name: str, value: bytes | str, limits: Limits) -> str:

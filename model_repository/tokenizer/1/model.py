@@ -8,6 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from audio_geometry import AudioGeometry
 from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
+from scheduler_names import SchedulerNames
 from text_tokenizers import TextTokenizers
 
 
@@ -23,7 +24,10 @@ class TritonPythonModel:
         num_samples: INT64 [1], of each waveform after it is cut.
         sampling_rate: INT32 [1], Hz.
         used_seed: INT64 [1].
-        num_inference_steps, guidance_scale, scheduler, eta: as asked for, or the default.
+        num_inference_steps, guidance_scale, num_waveforms_per_prompt, eta: as asked for, or the default.
+        scheduler: BYTES [1], the name of a class.
+        scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
+        truncated_tokens: INT32 [prompts], how many T5 tokens of each prompt were cut off.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -32,6 +36,7 @@ class TritonPythonModel:
         parameters = json.loads(args["model_config"])["parameters"]
         self._limits = Limits.from_parameters({key: value["string_value"] for key, value in parameters.items()})
         self._geometry = AudioGeometry.load(folder / "audio_geometry.json")
+        self._schedulers = SchedulerNames.load(folder / "scheduler_classes.json")
         self._tokenizers = TextTokenizers(folder)
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -41,7 +46,7 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            outputs = self._outputs(parse_request(inputs, self._geometry, self._limits))
+            outputs = self._outputs(parse_request(inputs, self._geometry, self._schedulers, self._limits))
         except InvalidInputError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
@@ -60,6 +65,8 @@ class TritonPythonModel:
             "used_seed": np.array([request.seed], np.int64),
             "num_inference_steps": np.array([request.num_inference_steps], np.int32),
             "guidance_scale": np.array([request.guidance_scale], np.float32),
-            "scheduler": np.array([request.scheduler.encode()], np.object_),
+            "num_waveforms_per_prompt": np.array([request.num_waveforms_per_prompt], np.int32),
+            "scheduler": np.array([request.scheduler.class_name.encode()], np.object_),
+            "scheduler_options": np.array([request.scheduler.options_json.encode()], np.object_),
             "eta": np.array([request.eta], np.float32),
         }

@@ -20,12 +20,14 @@ class TokenizedText:
         clap_attention_mask: int64 [rows, clap_tokens], 1 for a token and 0 for padding.
         t5_input_ids: int64 [rows, tokens].
         t5_attention_mask: int64 [rows, tokens].
+        truncated_tokens: int32 [prompts], how many of T5's tokens of each prompt were cut off.
     """
 
     clap_input_ids: np.ndarray
     clap_attention_mask: np.ndarray
     t5_input_ids: np.ndarray
     t5_attention_mask: np.ndarray
+    truncated_tokens: np.ndarray
 
 
 class TextTokenizers:
@@ -47,18 +49,17 @@ class TextTokenizers:
         clap_input_ids, clap_attention_mask = _arrays(self._clap.encode_batch(texts))
 
         self._t5.enable_truncation(self._t5_truncation["max_length"])
-        t5_input_ids, t5_attention_mask = self._t5_arrays(prompts, length=None)
+        encodings = self._t5_encodings(prompts, length=None)
+        truncated_tokens = np.array([_num_truncated(encoding) for encoding in encodings], np.int32)
         if negative_prompts:
-            num_tokens = t5_input_ids.shape[1]
+            num_tokens = len(encodings[0])
             self._t5.enable_truncation(num_tokens)
-            negative_input_ids, negative_mask = self._t5_arrays(negative_prompts, length=num_tokens)
-            t5_input_ids = np.concatenate([negative_input_ids, t5_input_ids])
-            t5_attention_mask = np.concatenate([negative_mask, t5_attention_mask])
-        return TokenizedText(clap_input_ids, clap_attention_mask, t5_input_ids, t5_attention_mask)
+            encodings = [*self._t5_encodings(negative_prompts, length=num_tokens), *encodings]
+        return TokenizedText(clap_input_ids, clap_attention_mask, *_arrays(encodings), truncated_tokens)
 
-    def _t5_arrays(self, texts: Sequence[str], length: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def _t5_encodings(self, texts: Sequence[str], length: int | None) -> list[Encoding]:
         self._t5.enable_padding(**(self._t5_padding | {"length": length}))
-        return _arrays(self._t5.encode_batch(list(texts)))
+        return self._t5.encode_batch(list(texts))
 
 
 def _load(path: Path) -> Tokenizer:
@@ -66,6 +67,10 @@ def _load(path: Path) -> Tokenizer:
     if tokenizer.truncation is None or tokenizer.padding is None:
         raise ValueError(f"{path} has no truncation and padding settings: run python -m export again.")
     return tokenizer
+
+
+def _num_truncated(encoding: Encoding) -> int:
+    return sum(piece.special_tokens_mask.count(0) for piece in encoding.overflowing)
 
 
 def _arrays(encodings: Sequence[Encoding]) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,8 @@
 """The denoising loop of one request: seeded noise becomes latents, as in `diffusers.AudioLDM2Pipeline.__call__`."""
 
+import contextlib
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +13,14 @@ from torch import Tensor
 
 class InvalidShapeError(ValueError):
     """Tensors of a request don't fit together."""
+
+
+class SchedulerStepsError(ValueError):
+    """The scheduler can't do that many steps, with this checkpoint's configuration."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The latents have become infinite or NaN."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,10 @@ def denoise(unet: AudioLDM2UNet2DConditionModel, scheduler: SchedulerMixin, requ
 
     Returns:
         The denoised latents, of the UNet's type and on its device, shaped as `request.latents_shape` says.
+
+    Raises:
+        SchedulerStepsError: The scheduler failed; some of diffusers' do with very few or very many steps.
+        NonFiniteError: The result isn't finite.
     """
     device, dtype = unet.device, unet.dtype
     # 1. One row of conditioning per row of latents.
@@ -91,7 +105,8 @@ def denoise(unet: AudioLDM2UNet2DConditionModel, scheduler: SchedulerMixin, requ
         )
     )
     # 2. Noise, drawn on the CPU so that a seed means the same on every device.
-    scheduler.set_timesteps(request.num_inference_steps, device=device)
+    with _blame(scheduler, request):
+        scheduler.set_timesteps(request.num_inference_steps, device=device)
     generator = torch.Generator("cpu").manual_seed(request.seed)
     latents = torch.randn(request.latents_shape, generator=generator, dtype=dtype).to(device)
     latents = latents * scheduler.init_noise_sigma
@@ -111,8 +126,25 @@ def denoise(unet: AudioLDM2UNet2DConditionModel, scheduler: SchedulerMixin, requ
         if request.do_classifier_free_guidance:
             noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
             noise_pred = noise_pred_uncond + request.guidance_scale * (noise_pred_text - noise_pred_uncond)
-        latents = scheduler.step(noise_pred, timestep, latents, **step_options, return_dict=False)[0]
+        with _blame(scheduler, request):
+            latents = scheduler.step(noise_pred, timestep, latents, **step_options, return_dict=False)[0]
+    if not torch.isfinite(latents).all():
+        raise NonFiniteError(
+            f"{type(scheduler).__name__} with {request.num_inference_steps} steps gave latents that are not finite."
+        )
     return latents
+
+
+@contextlib.contextmanager
+def _blame(scheduler: SchedulerMixin, request: DenoisingRequest) -> Iterator[None]:
+    """Turn whatever a scheduler stumbles over into a SchedulerStepsError."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+        raise SchedulerStepsError(
+            f"is out of bounds: {type(scheduler).__name__} can't do {request.num_inference_steps} with this checkpoint "
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def _step_options(scheduler: SchedulerMixin, generator: torch.Generator, eta: float) -> dict[str, Any]:

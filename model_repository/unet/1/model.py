@@ -1,12 +1,13 @@
 """Triton adapter of the denoising loop."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from denoising_loop import DenoisingRequest, InvalidShapeError, denoise
+from denoising_loop import DenoisingRequest, InvalidShapeError, NonFiniteError, SchedulerStepsError, denoise
 from diffusers import AudioLDM2UNet2DConditionModel
 from noise_schedulers import NoiseSchedulers, UnknownSchedulerError
 
@@ -23,6 +24,7 @@ class TritonPythonModel:
         guidance_scale: FP32 [1].
         seed: INT64 [1].
         scheduler: BYTES [1], the name of a class.
+        scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
         eta: FP32 [1].
 
     Outputs:
@@ -46,15 +48,23 @@ class TritonPythonModel:
     def _respond(self, request: Any) -> Any:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         try:
-            scheduler = self._schedulers.create(inputs["scheduler"][0].decode())
-            denoising_request = _denoising_request(inputs)
-            denoising_request.check()
+            latents = self._denoise(inputs)
         except UnknownSchedulerError as error:
-            return _invalid_argument(f"scheduler {error}")
+            return _failure(f"[INVALID_ARG] scheduler {error}", pb_utils.TritonError.INVALID_ARG)
+        except SchedulerStepsError as error:
+            return _failure(f"[INVALID_ARG] num_inference_steps {error}", pb_utils.TritonError.INVALID_ARG)
         except InvalidShapeError as error:
-            return _invalid_argument(str(error))
-        latents = denoise(self._unet, scheduler, denoising_request)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("latents", latents.float().cpu().numpy())])
+            return _failure(f"[INVALID_ARG] {error}", pb_utils.TritonError.INVALID_ARG)
+        except NonFiniteError as error:
+            return _failure(f"[INTERNAL] {error}", pb_utils.TritonError.INTERNAL)
+        return pb_utils.InferenceResponse([pb_utils.Tensor("latents", latents)])
+
+    def _denoise(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        request = _denoising_request(inputs)
+        request.check()
+        options = json.loads(inputs["scheduler_options"][0])
+        scheduler = self._schedulers.create(inputs["scheduler"][0].decode(), options, request.seed)
+        return denoise(self._unet, scheduler, request).float().cpu().numpy()
 
 
 def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
@@ -71,7 +81,5 @@ def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
     )
 
 
-def _invalid_argument(problem: str) -> Any:
-    return pb_utils.InferenceResponse(
-        error=pb_utils.TritonError(f"[INVALID_ARG] {problem}", pb_utils.TritonError.INVALID_ARG)
-    )
+def _failure(message: str, code: Any) -> Any:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -1,5 +1,6 @@
-"""The schedulers that a checkpoint is compatible with, by the names that clients use."""
+"""Makes the schedulers that a checkpoint is compatible with."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from diffusers.utils import DummyObject
 
 
 class UnknownSchedulerError(ValueError):
-    """A scheduler of that name doesn't exist here; the text lists those that do."""
+    """A class of that name doesn't exist here, or doesn't know an option; the text says which do."""
 
 
 class NoiseSchedulers:
@@ -39,18 +40,27 @@ class NoiseSchedulers:
 
     @property
     def names(self) -> list[str]:
-        """Every name that `create` knows."""
+        """Every class that `create` knows."""
         return sorted(self._classes)
 
-    def create(self, name: str) -> SchedulerMixin:
-        """Return a new scheduler, as `NAME.from_config(pipeline.scheduler.config)` would make it.
+    def create(self, name: str, options: Mapping[str, Any], seed: int) -> SchedulerMixin:
+        """Return a new scheduler, as `NAME.from_config(pipeline.scheduler.config, **options)` would make it.
+
+        Args:
+            name: A class of diffusers.
+            options: What differs from the checkpoint's configuration, such as `use_karras_sigmas`.
+            seed: Of the noise that DPMSolverSDEScheduler draws by itself; the others draw theirs in the loop.
 
         Raises:
-            UnknownSchedulerError: There is none of that name.
+            UnknownSchedulerError: There is no such class or option.
         """
         if name not in self._classes:
             raise UnknownSchedulerError(f"must be one of {', '.join(self.names)}, got {name!r}.")
-        return self._classes[name].from_config(self._config)
+        known = inspect.signature(self._classes[name]).parameters
+        if unknown := sorted(options.keys() - known.keys()):
+            raise UnknownSchedulerError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}.")
+        own_noise = {"noise_sampler_seed": seed} if "noise_sampler_seed" in known else {}
+        return self._classes[name].from_config(self._config, **options, **own_noise)
 
 
 def _scheduler_class(name: str) -> type[SchedulerMixin]:

@@ -84,6 +84,7 @@ def generate(inputs):
             pb_utils.Tensor("sampling_rate", np.array([SAMPLING_RATE], np.int32)),
             pb_utils.Tensor("used_seed", np.array([inputs.get("seed", [1234])[0]], np.int64)),
             pb_utils.Tensor("clap_score", scores.astype(np.float32)),
+            pb_utils.Tensor("truncated_tokens", np.array([len(text) // 512 for text in inputs["prompt"]], np.int32)),
         ]
     )
 

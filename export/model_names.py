@@ -1,0 +1,49 @@
+"""The names of one checkpoint's models in a repository that may hold several checkpoints."""
+
+import re
+from dataclasses import dataclass
+
+ENSEMBLE = "audioldm2"
+"""The ensemble in the committed repository."""
+
+STAGE_NAMES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess", "clap_audio")
+
+_REFERENCES = (
+    r'^name: "(\w+)"',  # a model's own name, which stands at the start of a line, unlike a tensor's
+    r'model_name: "(\w+)"',  # a step of the ensemble
+    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls
+)
+
+
+@dataclass(frozen=True)
+class ModelNames:
+    """Names of the models behind one ensemble: the committed ones for `audioldm2`, prefixed ones for any other.
+
+    Attributes:
+        ensemble: The public name: letters, digits and underscores, and not that of a stage.
+    """
+
+    ensemble: str = ENSEMBLE
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in STAGE_NAMES:
+            raise ValueError(
+                f"--name must be letters, digits and underscores, starting with a letter, and none of "
+                f"{', '.join(STAGE_NAMES)}; got {self.ensemble!r}."
+            )
+
+    def of(self, model: str) -> str:
+        """Return the name here of a model of the committed repository."""
+        if model == ENSEMBLE:
+            return self.ensemble
+        return model if self.ensemble == ENSEMBLE else f"{self.ensemble}_{model}"
+
+    def rename(self, config: str) -> str:
+        """Return the text of a committed config.pbtxt with every model's name replaced."""
+        for pattern in _REFERENCES:
+            config = re.sub(pattern, self._replace, config, flags=re.MULTILINE)
+        return config
+
+    def _replace(self, reference: re.Match[str]) -> str:
+        whole, model = reference.group(0), reference.group(1)
+        return whole.replace(f'"{model}"', f'"{self.of(model)}"')
