@@ -20,7 +20,8 @@ from export.vae import QUERY_GROUP, VaeDecoder
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """Relative paths of the files in `folder`; Python's bytecode is left out: a server may have put it there."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"}
 
 
 def test_every_stage_agrees_with_pytorch(exported_repository, export_results):

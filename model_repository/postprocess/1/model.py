@@ -42,10 +42,10 @@ class TritonPythonModel:
         num_waveforms_per_prompt = int(inputs["num_waveforms_per_prompt"][0])
         scores = no_scores(len(audio))
         if num_waveforms_per_prompt > 1:
-            embedded = self._clap_audio(request, audio, inputs)
-            if embedded.has_error():
-                return pb_utils.InferenceResponse(error=embedded.error())
-            audio_embeds = pb_utils.get_output_tensor_by_name(embedded, "audio_embeds").as_numpy()
+            response = self._clap_audio(request, audio, inputs)
+            if response.has_error():
+                return pb_utils.InferenceResponse(error=response.error())
+            audio_embeds = pb_utils.get_output_tensor_by_name(response, "audio_embeds").as_numpy()
             num_prompts = len(audio) // num_waveforms_per_prompt
             scores = similarities(audio_embeds, inputs["clap_text_embeds"][-num_prompts:])
             order = best_first(scores, num_waveforms_per_prompt)
