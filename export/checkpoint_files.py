@@ -1,0 +1,199 @@
+"""The files of one component of a checkpoint: which forms they may have, whether they are complete, what to load."""
+
+import contextlib
+import importlib
+import json
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError, safe_open
+
+WEIGHTS_NAMES = {
+    "transformers": ("model.safetensors", "pytorch_model.bin"),
+    "diffusers": ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"),
+}
+"""What the libraries call a model's weights, the better form first."""
+
+VARIANTS = ("", ".fp16")
+"""Of the weights, in the files' names; full precision comes first."""
+
+LOADER_OPTIONS = {"_attn_implementation", "attn_implementation", "transformers_weights", "auto_map"}
+"""Keys with which a configuration could have code fetched from the hub, or other files loaded than those checked."""
+
+LOAD_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    pickle.UnpicklingError,
+    SafetensorError,
+    StrictDataclassError,
+)
+"""What transformers and diffusers raise for configurations and weights that they can't take."""
+
+
+class CheckpointError(Exception):
+    """The checkpoint can't be found, or isn't one that can be exported; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of one model, in one form.
+
+    Attributes:
+        name: What the model's library calls `file`, without the variant.
+        file: The weights, or the index that names the shards.
+        shards: The files beside an index; none where `file` holds the weights.
+    """
+
+    name: str
+    file: Path
+    shards: tuple[Path, ...] = ()
+
+    @property
+    def use_safetensors(self) -> bool:
+        """Whether the weights are safetensors; otherwise they are a pickle, for torch's restricted unpickler only."""
+        return ".safetensors" in self.name
+
+    def check(self) -> None:
+        """Raise CheckpointError unless every file is there and complete."""
+        for path in self.shards or (self.file,):
+            if not path.is_file():
+                raise CheckpointError(f"{path} does not exist, and {self.file.name} names it.")
+            if self.use_safetensors and not _is_complete_safetensors(path):
+                raise CheckpointError(
+                    f"{path} is damaged or incomplete: download it again (with Git LFS, if it is from a clone)."
+                )
+            if not self.use_safetensors and not _holds_only_tensors(path):
+                raise CheckpointError(f"{path} is damaged, or holds more than tensors: it could run code when read.")
+
+    @contextlib.contextmanager
+    def alone(self, config: dict[str, Any]) -> Iterator[Path]:
+        """A folder with `config` and these weights under the library's names for them, and nothing else to be found."""
+        with tempfile.TemporaryDirectory(prefix="audioldm2-export-") as name:
+            folder = Path(name)
+            (folder / "config.json").write_text(json.dumps(config))
+            (folder / self.name).symlink_to(self.file.absolute())
+            for shard in self.shards:
+                (folder / shard.name).symlink_to(shard.absolute())
+            yield folder
+
+
+@contextlib.contextmanager
+def explained(place: Path, read_from: Path, loaded_class: type) -> Iterator[None]:
+    """Turn what a library says about `read_from` into a sentence about `place`."""
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        reason = reason.replace(str(read_from), str(place))
+        raise CheckpointError(f"{place} can't be loaded as {loaded_class.__name__}: {reason}.") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`, without LOADER_OPTIONS on any level.
+
+    Raises:
+        CheckpointError: There is no such file, or something else is in it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_loader_options)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist: the checkpoint is incomplete.") from None
+    except (ValueError, OSError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object.")
+    return content
+
+
+def find_weights(folder: Path, library: str) -> Weights:
+    """Find the weights of a model: in full precision if they are there, then as safetensors, then in one file.
+
+    Raises:
+        CheckpointError: There are none, or an index can't be read.
+    """
+    names = WEIGHTS_NAMES[library]
+    for variant in VARIANTS:
+        for name in names:
+            stem, _, suffix = name.rpartition(".")
+            if (single := folder / f"{stem}{variant}.{suffix}").is_file():
+                return Weights(name, single)
+            if (index := folder / f"{name}.index{variant}.json").is_file():
+                return Weights(f"{name}.index.json", index, _shards(index))
+    raise CheckpointError(
+        f"{folder / names[0]} does not exist, nor {names[1]}, an index of shards, or an fp16 variant of either: the "
+        f"checkpoint is incomplete."
+    )
+
+
+def weights_patterns(folder: str, library: str) -> list[list[str]]:
+    """Return the patterns of the names that weights in `folder` may have, per form, in the order of `find_weights`."""
+    forms = [(variant, *name.split(".")) for variant in VARIANTS for name in WEIGHTS_NAMES[library]]
+    return [
+        [f"{folder}/{stem}{variant}.{suffix}", f"{folder}/{stem}{variant}-*-of-*.{suffix}"]
+        for variant, stem, suffix in forms
+    ]
+
+
+def check_tokenizer(folder: Path, old_files: tuple[str, ...]) -> None:
+    """Raise CheckpointError unless the tokenizer is there: as tokenizer.json, or as all of `old_files`."""
+    if (folder / "tokenizer_config.json").exists():
+        read_json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.json").exists() or not all((folder / name).is_file() for name in old_files):
+        try:
+            read_json(folder / "tokenizer.json")
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Without it, {' and '.join(old_files)} would do.") from error
+
+
+def make_sentencepiece_readable() -> None:
+    """Let transformers read spiece.model with the older protobuf that Triton's client needs.
+
+    transformers has code for any protobuf, but takes that of the package sentencepiece, which wants a newer one.
+    """
+    try:
+        importlib.import_module("sentencepiece.sentencepiece_model_pb2")
+    except Exception:  # a VersionError, which old versions of protobuf don't have
+        own = importlib.import_module("transformers.utils.sentencepiece_model_pb2_new")
+        sentencepiece.sentencepiece_model_pb2 = own  # type: ignore[attr-defined]  # what transformers asks for
+
+
+def _without_loader_options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, value in pairs if key not in LOADER_OPTIONS}
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    places = read_json(index).get("weight_map")
+    names = list(places.values()) if isinstance(places, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise CheckpointError(f"{index} has no weight_map from tensors to files beside it.")
+    return tuple(index.parent / name for name in sorted(set(names)))
+
+
+def _is_complete_safetensors(path: Path) -> bool:
+    """Whether the header can be read, and the file has as many bytes as it says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _holds_only_tensors(path: Path) -> bool:
+    """Whether torch's restricted unpickler takes the file; of a zip archive it doesn't read the tensors."""
+    try:
+        torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception:  # there is no end to what a bad pickle raises
+        return False
+    return True
