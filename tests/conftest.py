@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests use checkpoints made here
+# Several processes with a thread for each core wait for work: not by spinning, which starves the others.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's pip package reports to its maker otherwise
 
 import pytest

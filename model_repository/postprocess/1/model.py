@@ -40,6 +40,8 @@ class TritonPythonModel:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         audio = cut(inputs["waveform"], int(inputs["num_samples"][0]))
         num_waveforms_per_prompt = int(inputs["num_waveforms_per_prompt"][0])
+        if not np.isfinite(audio).all():
+            return _not_finite()
         scores = no_scores(len(audio))
         if num_waveforms_per_prompt > 1:
             response = self._clap_audio(request, audio, inputs)
@@ -62,3 +64,8 @@ class TritonPythonModel:
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
         return call.exec()
+
+
+def _not_finite() -> Any:
+    message = "[INTERNAL] the audio is not finite: try a smaller guidance_scale, or another scheduler."
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
