@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GPT2LMHeadModel, GPT2Model
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.onnx_nodes import integers
 from export.onnx_stage import OnnxStage
 
 
@@ -127,11 +128,11 @@ def loop_over(step: onnx_ir.Model, num_embeds: int, cache_sizes: tuple[int, int,
     cache = _empty_cache(tape, inputs[0], cache_sizes)
     collected = tape.op_multi_out(
         "Loop",
-        [_integers(tape, num_embeds), tape.op("Constant", [], {"value": onnx_ir.tensor(True)}), *inputs, cache],
+        [integers(tape, num_embeds), tape.op("Constant", [], {"value": onnx_ir.tensor(True)}), *inputs, cache],
         {"body": _loop_body(step.graph)},
         num_outputs=4,
     )[3]
-    generated = tape.op("Transpose", [tape.op("Squeeze", [collected, _integers(tape, [2])])], {"perm": [1, 0, 2]})
+    generated = tape.op("Transpose", [tape.op("Squeeze", [collected, integers(tape, [2])])], {"perm": [1, 0, 2]})
     generated.name = "generated_prompt_embeds"
     generated.type, generated.shape = embeds.type, onnx_ir.Shape(["rows", num_embeds, width])
     graph = onnx_ir.Graph(
@@ -163,12 +164,8 @@ def _loop_body(step: onnx_ir.Graph) -> onnx_ir.Graph:
 def _empty_cache(tape: Tape, embeds: onnx_ir.Value, cache_sizes: tuple[int, int, int, int]) -> onnx_ir.Value:
     layers, pair, heads, head_width = cache_sizes
     rows = tape.op("Shape", [embeds], {"start": 0, "end": 1})
-    shape = [_integers(tape, [layers, pair]), rows, _integers(tape, [heads, 0, head_width])]
+    shape = [integers(tape, [layers, pair]), rows, integers(tape, [heads, 0, head_width])]
     return tape.op("ConstantOfShape", [tape.op("Concat", shape, {"axis": 0})])
-
-
-def _integers(tape: Tape, value: int | list[int]) -> onnx_ir.Value:
-    return tape.op("Constant", [], {"value": onnx_ir.tensor(value, dtype=onnx_ir.DataType.INT64)})
 
 
 def _value(

@@ -9,6 +9,8 @@ which shape inference can't see through. The bound is always beyond the end: all
 import onnx_ir
 from onnx_ir.tape import Tape
 
+from export.onnx_nodes import integers
+
 BEYOND_ANY_SIZE = 2**40
 
 
@@ -26,10 +28,10 @@ def open_shapes(model: onnx_ir.Model) -> None:
 def _sliced(graph: onnx_ir.Graph, value: onnx_ir.Value, axes: list[int]) -> onnx_ir.Value:
     name, value.name = value.name, f"{value.name}_unsliced"
     tape = Tape()
-    count = tape.op("Reshape", [tape.op("Size", [graph.inputs[0]]), _integers(tape, [1])])
-    bound = tape.op("Add", [count, _integers(tape, [BEYOND_ANY_SIZE])])
-    ends = tape.op("Expand", [bound, _integers(tape, [len(axes)])])
-    sliced = tape.op("Slice", [value, _integers(tape, [0] * len(axes)), ends, _integers(tape, axes)])
+    count = tape.op("Reshape", [tape.op("Size", [graph.inputs[0]]), integers(tape, [1])])
+    bound = tape.op("Add", [count, integers(tape, [BEYOND_ANY_SIZE])])
+    ends = tape.op("Expand", [bound, integers(tape, [len(axes)])])
+    sliced = tape.op("Slice", [value, integers(tape, [0] * len(axes)), ends, integers(tape, axes)])
     sliced.name, sliced.type, sliced.shape = name, value.type, _open(value, name)
     for position, node in enumerate(tape.nodes):
         for output in node.outputs:
@@ -47,7 +49,3 @@ def _sizes(value: onnx_ir.Value) -> list[int | onnx_ir.SymbolicDim]:
     if value.shape is None:
         raise ValueError(f"The exported graph doesn't tell the shape of {value.name}.")
     return list(value.shape)
-
-
-def _integers(tape: Tape, values: list[int]) -> onnx_ir.Value:
-    return tape.op("Constant", [], {"value": onnx_ir.tensor(values, dtype=onnx_ir.DataType.INT64)})

@@ -13,22 +13,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from triton_configs import INPUT_TYPES
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
 
-TYPES = {
-    "prompt": ("BYTES", np.object_),
-    "negative_prompt": ("BYTES", np.object_),
-    "num_inference_steps": ("INT32", np.int32),
-    "guidance_scale": ("FP32", np.float32),
-    "audio_length_in_s": ("FP32", np.float32),
-    "num_waveforms_per_prompt": ("INT32", np.int32),
-    "seed": ("INT64", np.int64),
-    "scheduler": ("BYTES", np.object_),
-    "eta": ("FP32", np.float32),
-}
 GOOD = {"prompt": ["a dog"], "num_inference_steps": [1], "audio_length_in_s": [0.04], "seed": [7]}
 NUM_SAMPLES = 640
 TIMEOUT_S = 120.0
@@ -160,7 +150,7 @@ def generate(triton: EmbeddedServer) -> Call:
 
 
 def _tensors(inputs: dict[str, list[Any]]) -> list[tuple]:
-    return [(name, values, *TYPES[name], (len(values),)) for name, values in inputs.items()]
+    return [(name, values, *INPUT_TYPES[name], (len(values),)) for name, values in inputs.items()]
 
 
 def _refusal(call: Call, inputs: Any) -> str:
@@ -189,9 +179,9 @@ def test_generate_refuses_a_bad_value_and_the_next_good_request_works(generate, 
     assert generate(GOOD).shape == (1, NUM_SAMPLES)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", INPUT_TYPES)
 def test_a_tensor_of_another_type_is_refused(call_tensors, name):
-    own = TYPES[name][0]
+    own = INPUT_TYPES[name][0]
     others = {"FP64": np.float64, "INT32": np.int32, "INT64": np.int64, "BYTES": np.object_}
     for datatype, dtype in others.items():
         if datatype != own:
@@ -202,12 +192,12 @@ def test_a_tensor_of_another_type_is_refused(call_tensors, name):
     assert call_tensors(_tensors(GOOD)).shape == (1, NUM_SAMPLES)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", INPUT_TYPES)
 def test_a_tensor_of_another_shape_is_refused(call_tensors, name):
     is_list = name in ("prompt", "negative_prompt")
     good = {"prompt": "a", "negative_prompt": "a", "scheduler": "DDIMScheduler", "audio_length_in_s": 0.04}.get(name, 1)
     for shape in [(1, 1), (), *([] if is_list else [(0,), (2,)])]:
-        wrong = (name, [good] * int(np.prod(shape)), *TYPES[name], shape)
+        wrong = (name, [good] * int(np.prod(shape)), *INPUT_TYPES[name], shape)
         message = _refusal(call_tensors, [*_tensors({k: v for k, v in GOOD.items() if k != name}), wrong])
         assert (
             f"unexpected shape for input '{name}' for model 'audioldm2'. Expected [{-1 if is_list else 1}]" in message
@@ -215,9 +205,9 @@ def test_a_tensor_of_another_shape_is_refused(call_tensors, name):
     assert call_tensors(_tensors(GOOD)).shape == (1, NUM_SAMPLES)
 
 
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", INPUT_TYPES)
 def test_generate_refuses_json_of_another_type(generate, name):
-    for value in (None, True, {"a": 1}, 1 if TYPES[name][0] == "BYTES" else "1"):
+    for value in (None, True, {"a": 1}, 1 if INPUT_TYPES[name][0] == "BYTES" else "1"):
         assert "parse" in _refusal(generate, GOOD | {name: value})
     assert generate(GOOD).shape == (1, NUM_SAMPLES)
 
@@ -282,7 +272,7 @@ def test_contents_that_do_not_fit_their_shape_are_refused(triton, grpc_client, n
     inputs = {"prompt": ([1], _length(1) + b"a"), "num_inference_steps": ([1], b"\1\0\0\0")} | {name: (shape, content)}
     message = service_pb2.ModelInferRequest(model_name="audioldm2")
     for key, (dims, raw) in inputs.items():
-        message.inputs.add(name=key, datatype=TYPES[key][0], shape=dims)
+        message.inputs.add(name=key, datatype=INPUT_TYPES[key][0], shape=dims)
         message.raw_input_contents.append(raw)
     with grpc.insecure_channel(triton.grpc_url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)

@@ -9,28 +9,18 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from triton_configs import INPUT_TYPES
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
 
-TYPES = {
-    "prompt": ("BYTES", np.object_),
-    "negative_prompt": ("BYTES", np.object_),
-    "num_inference_steps": ("INT32", np.int32),
-    "guidance_scale": ("FP32", np.float32),
-    "audio_length_in_s": ("FP32", np.float32),
-    "num_waveforms_per_prompt": ("INT32", np.int32),
-    "seed": ("INT64", np.int64),
-    "scheduler": ("BYTES", np.object_),
-    "eta": ("FP32", np.float32),
-}
 SHORT = {"num_inference_steps": [2], "audio_length_in_s": [0.64]}
 
 
 def infer(module, client, **inputs):
     tensors = []
     for name, values in inputs.items():
-        datatype, dtype = TYPES[name]
+        datatype, dtype = INPUT_TYPES[name]
         tensor = module.InferInput(name, [len(values)], datatype)
         tensor.set_data_from_numpy(np.array(values, dtype))
         tensors.append(tensor)

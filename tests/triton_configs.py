@@ -2,10 +2,25 @@
 
 from pathlib import Path
 
+import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "model_repository"
+
+
+INPUT_TYPES = {
+    "prompt": ("BYTES", np.object_),
+    "negative_prompt": ("BYTES", np.object_),
+    "num_inference_steps": ("INT32", np.int32),
+    "guidance_scale": ("FP32", np.float32),
+    "audio_length_in_s": ("FP32", np.float32),
+    "num_waveforms_per_prompt": ("INT32", np.int32),
+    "seed": ("INT64", np.int64),
+    "scheduler": ("BYTES", np.object_),
+    "eta": ("FP32", np.float32),
+}
+"""Triton's and numpy's type of each public input, as the contract says."""
 
 
 def read_configs() -> dict[str, ModelConfig]:
