@@ -16,6 +16,7 @@ import tritonclient.grpc
 import tritonclient.http
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from triton_configs import INPUT_TYPES
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
@@ -41,17 +42,7 @@ DTYPES = {
     "FP64": np.float64,
     "BYTES": np.object_,
 }
-DATATYPES = {
-    "prompt": "BYTES",
-    "negative_prompt": "BYTES",
-    "num_inference_steps": "INT32",
-    "guidance_scale": "FP32",
-    "audio_length_in_s": "FP32",
-    "num_waveforms_per_prompt": "INT32",
-    "seed": "INT64",
-    "scheduler": "BYTES",
-    "eta": "FP32",
-}
+DATATYPES = {name: datatype for name, (datatype, _) in INPUT_TYPES.items()}
 TEXT_LISTS = ("prompt", "negative_prompt")
 DENORMAL = 1e-45
 BELOW_SHORTEST, ABOVE_ONE, ABOVE_LONGEST = (
