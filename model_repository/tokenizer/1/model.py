@@ -1,6 +1,7 @@
 """Triton adapter of the tokenizer stage."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class TritonPythonModel:
         scheduler: BYTES [1], the name of a class.
         scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
         truncated_tokens: INT32 [prompts], how many T5 tokens of each prompt were cut off.
+        deadline_unix_us: INT64 [1], when the request's `timeout` is over; 0 for never.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -47,6 +49,7 @@ class TritonPythonModel:
         try:
             inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             outputs = self._outputs(parse_request(inputs, self._geometry, self._schedulers, self._limits))
+            outputs["deadline_unix_us"] = np.array([_deadline_unix_us(request.timeout())], np.int64)
         except InvalidInputError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
@@ -70,3 +73,8 @@ class TritonPythonModel:
             "scheduler_options": np.array([request.scheduler.options_json.encode()], np.object_),
             "eta": np.array([request.eta], np.float32),
         }
+
+
+def _deadline_unix_us(timeout_us: int) -> int:
+    """Return when `timeout_us` from now is; the clock is the one that all models of a server share."""
+    return time.time_ns() // 1000 + timeout_us if timeout_us else 0

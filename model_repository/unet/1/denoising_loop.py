@@ -1,153 +1,161 @@
-"""The denoising loop of one request: seeded noise becomes latents, as in `diffusers.AudioLDM2Pipeline.__call__`."""
+"""The denoising loop: step-level continuous batching.
 
-import contextlib
-import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+At every tick, requests come and go, and one forward of the UNet serves rows of all that have latents of one size,
+wherever each is in its own steps. This is the loop alone, without threads: DenoisingEngine drives it.
+"""
+
+import time
+from collections.abc import Callable
 
 import torch
-from diffusers import AudioLDM2UNet2DConditionModel, SchedulerMixin
+from denoising_errors import DeadlineError, DenoisingError, ForwardError, ForwardMemoryError, NonFiniteError
+from denoising_job import Job
+from loop_metrics import LoopMetrics
+from row_packing import PackedJobs, RowRange, halve
 from torch import Tensor
+from unet_forward import UNetForward
 
 
-class InvalidShapeError(ValueError):
-    """Tensors of a request don't fit together."""
-
-
-class SchedulerStepsError(ValueError):
-    """The scheduler can't do that many steps, with this checkpoint's configuration."""
-
-
-class NonFiniteError(ArithmeticError):
-    """The latents have become infinite or NaN."""
-
-
-@dataclass(frozen=True)
-class DenoisingRequest:
-    """What one request asks of the loop.
-
-    Attributes:
-        generated_prompt_embeds: float32 [rows, 8, GPT-2 width]. With guidance, `rows` is twice the number of prompts,
-            negative prompts first; without, the number of prompts.
-        prompt_embeds: float32 [rows, tokens, T5 width].
-        attention_mask: int64 [rows, tokens], 0 for padding.
-        latents_shape: Waveforms, channels, frames, bins. Each prompt makes equally many consecutive waveforms.
-        num_inference_steps: At least 1.
-        guidance_scale: Up to 1, there is no guidance.
-        seed: Of the starting noise, and of the scheduler's if it draws any.
-        eta: DDIM's noise, 0 to 1.
-    """
-
-    generated_prompt_embeds: Tensor
-    prompt_embeds: Tensor
-    attention_mask: Tensor
-    latents_shape: tuple[int, int, int, int]
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
-    eta: float = 0.0
-
-    @property
-    def do_classifier_free_guidance(self) -> bool:
-        """Whether the unconditional half is computed."""
-        return self.guidance_scale > 1.0
-
-    @property
-    def num_prompts(self) -> int:
-        """How many prompts the rows are for."""
-        return len(self.prompt_embeds) // (2 if self.do_classifier_free_guidance else 1)
-
-    def check(self) -> None:
-        """Raise InvalidShapeError unless the rows of all tensors fit together."""
-        rows = {len(self.generated_prompt_embeds), len(self.prompt_embeds), len(self.attention_mask)}
-        if len(rows) != 1:
-            raise InvalidShapeError(f"embeds and mask must have equally many rows, got {sorted(rows)}.")
-        if self.attention_mask.shape != self.prompt_embeds.shape[:2]:
-            raise InvalidShapeError(
-                f"attention_mask must have the shape {list(self.prompt_embeds.shape[:2])} of prompt_embeds, got "
-                f"{list(self.attention_mask.shape)}."
-            )
-        if min(self.latents_shape) < 1:
-            raise InvalidShapeError(f"latents_shape must hold positive sizes, got {list(self.latents_shape)}.")
-        if self.num_prompts < 1 or self.latents_shape[0] % self.num_prompts:
-            raise InvalidShapeError(
-                f"latents_shape must start with a multiple of the {self.num_prompts} prompts, got "
-                f"{self.latents_shape[0]}."
-            )
-
-
-@torch.inference_mode()
-def denoise(unet: AudioLDM2UNet2DConditionModel, scheduler: SchedulerMixin, request: DenoisingRequest) -> Tensor:
-    """Run the whole loop.
+class DenoisingLoop:
+    """Denoises any number of jobs, a forward at a time. Not safe to be used by two threads at once.
 
     Args:
-        unet: In inference mode, on the device where it shall run.
-        scheduler: A new one; its state is this request's.
-        request: Already checked.
+        unet: Predicts the noise.
+        max_frames_per_forward: Rows x latent frames of one forward, at most; one row always fits.
+        text_buckets: Token counts to which text is padded.
+        metrics: What happens is counted there.
+        clock: Seconds; deadlines are on it.
 
-    Returns:
-        The denoised latents, of the UNet's type and on its device, shaped as `request.latents_shape` says.
-
-    Raises:
-        SchedulerStepsError: The scheduler failed; some of diffusers' do with very few or very many steps.
-        NonFiniteError: The result isn't finite.
+    Attributes:
+        jobs: Those that run.
     """
-    device, dtype = unet.device, unet.dtype
-    # 1. One row of conditioning per row of latents.
-    num_waveforms_per_prompt = request.latents_shape[0] // request.num_prompts
-    generated_prompt_embeds, prompt_embeds, attention_mask = (
-        tensor.to(device).repeat_interleave(num_waveforms_per_prompt, dim=0)
-        for tensor in (
-            request.generated_prompt_embeds.to(dtype),
-            request.prompt_embeds.to(dtype),
-            request.attention_mask,
+
+    def __init__(
+        self,
+        unet: UNetForward,
+        max_frames_per_forward: int,
+        text_buckets: tuple[int, ...],
+        metrics: LoopMetrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.jobs: list[Job] = []
+        self._unet, self._metrics, self._clock = unet, metrics, clock
+        self._max_frames, self._text_buckets = max_frames_per_forward, text_buckets
+        self._packed: dict[tuple[int, ...], PackedJobs] = {}
+
+    @torch.inference_mode()
+    def admit(self, job: Job) -> None:
+        """Let a job take part from the next tick on, with no more claim on the UNet's time than those that run."""
+        request = job.request
+        conditioning = self._unet.project(
+            request.generated_prompt_embeds, request.prompt_embeds, request.attention_mask
         )
-    )
-    # 2. Noise, drawn on the CPU so that a seed means the same on every device.
-    with _blame(scheduler, request):
-        scheduler.set_timesteps(request.num_inference_steps, device=device)
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    latents = torch.randn(request.latents_shape, generator=generator, dtype=dtype).to(device)
-    latents = latents * scheduler.init_noise_sigma
-    step_options = _step_options(scheduler, generator, request.eta)
-    # 3. Step by step.
-    for timestep in scheduler.timesteps:
-        latent_model_input = torch.cat([latents] * 2) if request.do_classifier_free_guidance else latents
-        latent_model_input = scheduler.scale_model_input(latent_model_input, timestep)
-        noise_pred = unet(
-            latent_model_input,
-            timestep,
-            encoder_hidden_states=generated_prompt_embeds,
-            encoder_hidden_states_1=prompt_embeds,
-            encoder_attention_mask_1=attention_mask,
-            return_dict=False,
-        )[0]
-        if request.do_classifier_free_guidance:
-            noise_pred_uncond, noise_pred_text = noise_pred.chunk(2)
-            noise_pred = noise_pred_uncond + request.guidance_scale * (noise_pred_text - noise_pred_uncond)
-        with _blame(scheduler, request):
-            latents = scheduler.step(noise_pred, timestep, latents, **step_options, return_dict=False)[0]
-    if not torch.isfinite(latents).all():
-        raise NonFiniteError(
-            f"{type(scheduler).__name__} with {request.num_inference_steps} steps gave latents that are not finite."
-        )
-    return latents
+        job.start(conditioning, self._unet.device)
+        job.used_s = min((other.used_s for other in self.jobs), default=0.0)
+        self.jobs.append(job)
+        self._packed.pop(job.key, None)
+
+    @torch.inference_mode()
+    def tick(self) -> list[Job]:
+        """Do one forward, and the steps that it completes; return the jobs that have ended, their futures done."""
+        # 1. Whoever has run out of time or was cancelled, leaves.
+        now = self._clock()
+        for job in self.jobs:
+            if job.deadline is not None and now >= job.deadline:
+                job.drop(DeadlineError(f"the time was up after {job.forwards_done} of {job.num_forwards} steps."))
+        left = [self._leave(job) for job in self.jobs if job.error]
+        if not self.jobs:
+            return left
+        # 2. The job that has had the least of the UNet's time takes those of its size along.
+        ranges = self._choose_rows()
+        packed = self._pack(ranges[0].job.key)
+        # 3. One forward.
+        self._forward(packed, ranges)
+        # 4. Guidance and scheduler, for the jobs whose rows are complete.
+        jobs = [rows.job for rows in ranges if not rows.job.error]
+        complete = [job for job in jobs if job.rows_done == job.request.num_rows]
+        packed.step(complete)
+        self._account(ranges, self._finish_clock() - now, len(complete))
+        # 5. Whoever has arrived, leaves; so do those whose forward or step has failed.
+        jobs = [rows.job for rows in ranges]
+        return left + [self._leave(job) for job in jobs if job.error or job.forwards_done == job.num_forwards]
+
+    def _choose_rows(self) -> tuple[RowRange, ...]:
+        """Return rows of jobs of one size, least served jobs first, as many as fit into a forward; at least one."""
+        by_service = sorted(self.jobs, key=lambda job: job.used_s)
+        key = by_service[0].key
+        room = max(1, self._max_frames // by_service[0].request.latents_shape[2])
+        chosen = {}
+        for job in by_service:
+            if job.key == key and room:
+                stop = min(job.request.num_rows, job.rows_done + room)
+                chosen[job] = RowRange(job, job.rows_done, stop)
+                room -= stop - job.rows_done
+        return tuple(chosen[job] for job in self.jobs if job in chosen)
+
+    def _pack(self, key: tuple[int, ...]) -> PackedJobs:
+        """Return the tensors of all jobs of one size; they are packed anew only after somebody came or went."""
+        if key not in self._packed:
+            jobs = [job for job in self.jobs if job.key == key]
+            self._packed[key] = PackedJobs(jobs, self._unet.device, self._text_buckets)
+        return self._packed[key]
+
+    def _forward(self, packed: PackedJobs, ranges: tuple[RowRange, ...]) -> None:
+        """Predict the noise of all rows. What fails is tried again in halves, down to the row that can't be done."""
+        try:
+            noise_pred = self._unet(*packed.inputs(ranges))
+        except Exception as caught:
+            error = caught.with_traceback(None)  # the traceback holds on to the tensors that didn't fit
+        else:
+            packed.store(ranges, noise_pred)
+            return
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            self._max_frames = min(self._max_frames, _frames(ranges)) // 2
+        if sum(map(len, ranges)) == 1:
+            ranges[0].job.drop(_blame(error))
+            return
+        for half in halve(ranges):
+            if remaining := tuple(rows for rows in half if not rows.job.error):
+                self._forward(packed, remaining)
+
+    def _finish_clock(self) -> float:
+        if self._unet.device.type == "cuda":
+            torch.cuda.synchronize(self._unet.device)
+        return self._clock()
+
+    def _account(self, ranges: tuple[RowRange, ...], seconds: float, steps: int) -> None:
+        rows_of_all = sum(map(len, ranges))
+        for rows in ranges:
+            rows.job.used_s += seconds * len(rows) / rows_of_all
+        self._metrics.count_forward(rows_of_all, seconds, steps)
+
+    def _leave(self, job: Job) -> Job:
+        self.jobs = [other for other in self.jobs if other is not job]
+        self._packed.pop(job.key, None)
+        latents = None if job.error else job.latents.to("cpu", copy=True)
+        if latents is not None and not torch.isfinite(latents).all():
+            name = job.request.scheduler.name
+            job.drop(NonFiniteError(f"{name} with {job.num_forwards} steps gave latents that are not finite."))
+        self._metrics.count_request(job.error)
+        _resolve(job, latents)
+        return job
 
 
-@contextlib.contextmanager
-def _blame(scheduler: SchedulerMixin, request: DenoisingRequest) -> Iterator[None]:
-    """Turn whatever a scheduler stumbles over into a SchedulerStepsError."""
-    try:
-        yield
-    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
-        raise SchedulerStepsError(
-            f"is out of bounds: {type(scheduler).__name__} can't do {request.num_inference_steps} with this checkpoint "
-            f"({type(error).__name__}: {error})."
-        ) from error
+def _resolve(job: Job, latents: Tensor | None) -> None:
+    if job.error:
+        job.future.set_exception(job.error)
+    elif latents is not None:
+        job.future.set_result(latents)
 
 
-def _step_options(scheduler: SchedulerMixin, generator: torch.Generator, eta: float) -> dict[str, Any]:
-    """Return those of the options that this scheduler's `step` takes."""
-    known = inspect.signature(scheduler.step).parameters
-    return {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in known}
+def _blame(error: Exception) -> DenoisingError:
+    if isinstance(error, torch.OutOfMemoryError):
+        return ForwardMemoryError("the device's memory isn't enough for a single row of this length: ask for less.")
+    if isinstance(error, DenoisingError):
+        return error
+    return ForwardError(f"the UNet failed ({type(error).__name__}: {error}).")
+
+
+def _frames(ranges: tuple[RowRange, ...]) -> int:
+    return sum(len(rows) * rows.job.request.latents_shape[2] for rows in ranges)

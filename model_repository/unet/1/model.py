@@ -1,19 +1,30 @@
 """Triton adapter of the denoising loop."""
 
 import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
-from denoising_loop import DenoisingRequest, InvalidShapeError, NonFiniteError, SchedulerStepsError, denoise
-from diffusers import AudioLDM2UNet2DConditionModel
-from noise_schedulers import NoiseSchedulers, UnknownSchedulerError
+from denoising_engine import DenoisingEngine
+from denoising_errors import DenoisingError, InvalidRequestError
+from denoising_request import DenoisingRequest
+from loop_metrics import LoopMetrics, PublishedMetrics
+from loop_options import LoopOptions
+from noise_schedulers import NoiseSchedulers
+from scheduler_steps import SchedulerRequest, SchedulerSteps
+from unet_forward import UNetForward
 
 
 class TritonPythonModel:
-    """Denoises latents, one request after the other; one response for each request.
+    """Denoises latents, of several requests together; one response for each request, when it is ready.
+
+    `execute` hands requests to the loop and returns; it blocks while all rows are taken, so that Triton's queue policy
+    holds for the rest.
 
     Inputs (`rows`: the prompts, with guidance after as many negative prompts):
         generated_prompt_embeds: FP32 [rows, 8, GPT-2 width].
@@ -26,60 +37,113 @@ class TritonPythonModel:
         scheduler: BYTES [1], the name of a class.
         scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
         eta: FP32 [1].
+        deadline_unix_us: INT64 [1], optional, when the client's time is up; 0 for never. The request parameter
+            `timeout` (microseconds, from now on) holds as well.
 
     Outputs:
         latents: FP32 [waveforms, channels, frames, bins].
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the UNet and the scheduler's configuration."""
+        """Load the UNet and the scheduler's configuration, and start the loop."""
         folder = Path(args["model_repository"]) / args["model_version"]
+        parameters = json.loads(args["model_config"])["parameters"]
+        options = LoopOptions.from_parameters({key: value["string_value"] for key, value in parameters.items()})
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
-        self._schedulers = NoiseSchedulers.load(folder / "scheduler" / "scheduler_config.json")
-        unet = AudioLDM2UNet2DConditionModel.from_pretrained(
-            folder / "unet", local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
+        device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
+        schedulers = NoiseSchedulers.load(folder / "scheduler" / "scheduler_config.json")
+        labels = {"model": args["model_name"], "version": args["model_version"]}
+        metrics = LoopMetrics()
+        self._engine = DenoisingEngine(
+            lambda: _load_unet(folder / "unet", device, options),
+            SchedulerSteps(schedulers, device),
+            options,
+            metrics,
+            on_poll=PublishedMetrics(metrics, pb_utils.MetricFamily, labels).publish,
         )
-        self._unet = unet.eval().to(f"cuda:{args['model_instance_device_id']}" if on_gpu else "cpu")
+        self._responder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="responder")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        """Answer each request, with an error of its own where it is wrong."""
-        return [self._respond(request) for request in requests]
+    def execute(self, requests: list[Any]) -> None:
+        """Start each request, or answer it with an error of its own where it is wrong."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                future = self._start(request, sender.is_cancelled)
+            except DenoisingError as error:
+                _send_error(sender, error)
+            else:
+                future.add_done_callback(self._answer_later(sender))
 
-    def _respond(self, request: Any) -> Any:
+    def finalize(self) -> None:
+        """Finish what runs, and answer it."""
+        self._engine.close()
+        self._responder.shutdown()
+
+    def _start(self, request: Any, is_cancelled: Callable[[], bool]) -> "Future[torch.Tensor]":
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        try:
-            latents = self._denoise(inputs)
-        except UnknownSchedulerError as error:
-            return _failure(f"[INVALID_ARG] scheduler {error}", pb_utils.TritonError.INVALID_ARG)
-        except SchedulerStepsError as error:
-            return _failure(f"[INVALID_ARG] num_inference_steps {error}", pb_utils.TritonError.INVALID_ARG)
-        except InvalidShapeError as error:
-            return _failure(f"[INVALID_ARG] {error}", pb_utils.TritonError.INVALID_ARG)
-        except NonFiniteError as error:
-            return _failure(f"[INTERNAL] {error}", pb_utils.TritonError.INTERNAL)
-        return pb_utils.InferenceResponse([pb_utils.Tensor("latents", latents)])
+        return self._engine.submit(
+            _denoising_request(inputs), deadline=_deadline(inputs, request.timeout()), is_cancelled=is_cancelled
+        )
 
-    def _denoise(self, inputs: dict[str, np.ndarray]) -> np.ndarray:
-        request = _denoising_request(inputs)
-        request.check()
-        options = json.loads(inputs["scheduler_options"][0])
-        scheduler = self._schedulers.create(inputs["scheduler"][0].decode(), options, request.seed)
-        return denoise(self._unet, scheduler, request).float().cpu().numpy()
+    def _answer_later(self, sender: Any) -> Callable[["Future[torch.Tensor]"], object]:
+        """Return a callback that answers in a thread of its own: sending takes a while, and the loop shan't wait."""
+        return lambda future: self._responder.submit(_answer, sender, future)
+
+
+def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNetForward:
+    unet = UNetForward.load(folder, device, options.text_buckets[-1], options.dtype)
+    for shape, seconds in unet.prepare(options.preparation):
+        pb_utils.Logger.log_info(f"unet: prepared {shape} (rows x frames x tokens) in {seconds:.1f} s")
+    return unet
 
 
 def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
+    """Copy what is needed out of a request."""
     waveforms, channels, frames, bins = inputs["latents_shape"].tolist()
     return DenoisingRequest(
-        generated_prompt_embeds=torch.from_numpy(inputs["generated_prompt_embeds"]),
-        prompt_embeds=torch.from_numpy(inputs["prompt_embeds"]),
-        attention_mask=torch.from_numpy(inputs["attention_mask"]),
+        generated_prompt_embeds=torch.tensor(inputs["generated_prompt_embeds"]),
+        prompt_embeds=torch.tensor(inputs["prompt_embeds"]),
+        attention_mask=torch.tensor(inputs["attention_mask"]),
         latents_shape=(waveforms, channels, frames, bins),
-        num_inference_steps=int(inputs["num_inference_steps"][0]),
         guidance_scale=float(inputs["guidance_scale"][0]),
-        seed=int(inputs["seed"][0]),
-        eta=float(inputs["eta"][0]),
+        scheduler=SchedulerRequest(
+            name=_text(inputs, "scheduler"),
+            options_json=_text(inputs, "scheduler_options"),
+            num_inference_steps=int(inputs["num_inference_steps"][0]),
+            eta=float(inputs["eta"][0]),
+            seed=int(inputs["seed"][0]),
+        ),
     )
 
 
-def _failure(message: str, code: Any) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))
+def _text(inputs: dict[str, np.ndarray], name: str) -> str:
+    try:
+        return inputs[name][0].decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{name} must be UTF-8, and byte {error.start} of it isn't.") from None
+
+
+def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
+    """Return the earlier one of both deadlines, on the monotonic clock."""
+    deadlines = []
+    if timeout_us:
+        deadlines.append(time.monotonic() + timeout_us / 1e6)
+    if unix_us := int(inputs.get("deadline_unix_us", [0])[0]):
+        deadlines.append(time.monotonic() + unix_us / 1e6 - time.time())
+    return min(deadlines, default=None)
+
+
+def _answer(sender: Any, future: "Future[torch.Tensor]") -> None:
+    error = future.exception()
+    if isinstance(error, DenoisingError):
+        _send_error(sender, error)
+        return
+    latents = pb_utils.Tensor("latents", future.result().numpy())
+    sender.send(pb_utils.InferenceResponse([latents]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _send_error(sender: Any, error: DenoisingError) -> None:
+    response = pb_utils.InferenceResponse(
+        error=pb_utils.TritonError(error.message, getattr(pb_utils.TritonError, error.code))
+    )
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

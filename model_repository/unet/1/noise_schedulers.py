@@ -7,13 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+from denoising_errors import UnknownSchedulerError
 from diffusers import SchedulerMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import DummyObject
-
-
-class UnknownSchedulerError(ValueError):
-    """A class of that name doesn't exist here, or doesn't know an option; the text says which do."""
 
 
 class NoiseSchedulers:
@@ -55,10 +52,10 @@ class NoiseSchedulers:
             UnknownSchedulerError: There is no such class or option.
         """
         if name not in self._classes:
-            raise UnknownSchedulerError(f"must be one of {', '.join(self.names)}, got {name!r}.")
+            raise UnknownSchedulerError(f"scheduler must be one of {', '.join(self.names)}, got {name!r}.")
         known = inspect.signature(self._classes[name]).parameters
         if unknown := sorted(options.keys() - known.keys()):
-            raise UnknownSchedulerError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}.")
+            raise UnknownSchedulerError(f"scheduler {name} has no option {unknown[0]!r}; it has {', '.join(known)}.")
         own_noise = {"noise_sampler_seed": seed} if "noise_sampler_seed" in known else {}
         return self._classes[name].from_config(self._config, **options, **own_noise)
 

@@ -1,0 +1,83 @@
+"""Why a request gets no latents.
+
+DenoisingError
+├── InvalidRequestError      the client's fault: tensors that don't fit, numbers out of bounds
+│   ├── UnknownSchedulerError
+│   └── SchedulerStepsError
+├── NonFiniteError           the latents have become infinite or NaN
+├── ForwardError             the UNet failed on this request's rows
+│   └── ForwardMemoryError   even one row doesn't fit into memory
+├── DeadlineError            the client's time is up
+├── RequestCancelledError    the client doesn't want it any more
+└── ShutdownError            the server stops
+"""
+
+from typing import ClassVar
+
+
+class DenoisingError(Exception):
+    """A request failed.
+
+    Attributes:
+        code: The name of Triton's error code.
+        tag: What the message starts with, in brackets.
+        outcome: Under which the metrics count it.
+    """
+
+    code: ClassVar[str] = "INTERNAL"
+    tag: ClassVar[str] = "INTERNAL"
+    outcome: ClassVar[str] = "failed"
+
+    @property
+    def message(self) -> str:
+        """What the client reads."""
+        return f"[{self.tag}] {self}"
+
+
+class InvalidRequestError(DenoisingError):
+    """An input has a value that it can't have; the text starts with the input's name."""
+
+    code = tag = "INVALID_ARG"
+
+
+class UnknownSchedulerError(InvalidRequestError):
+    """A class of that name doesn't exist here, or doesn't know an option; the text says which do."""
+
+
+class SchedulerStepsError(InvalidRequestError):
+    """The scheduler can't do that many steps, with this checkpoint's configuration."""
+
+
+class NonFiniteError(DenoisingError):
+    """The latents have become infinite or NaN."""
+
+
+class ForwardError(DenoisingError):
+    """The UNet failed on this request's rows, also alone."""
+
+
+class ForwardMemoryError(ForwardError):
+    """There wasn't memory enough for a single row."""
+
+    code = tag = "UNAVAILABLE"
+
+
+class DeadlineError(DenoisingError):
+    """The client's time is up."""
+
+    code = "CANCELLED"
+    tag = "DEADLINE"
+    outcome = "deadline"
+
+
+class RequestCancelledError(DenoisingError):
+    """The client doesn't want it any more."""
+
+    code = tag = "CANCELLED"
+    outcome = "cancelled"
+
+
+class ShutdownError(DenoisingError):
+    """The server stops."""
+
+    code = tag = "UNAVAILABLE"

@@ -1,0 +1,110 @@
+"""A request that is being denoised."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from denoising_errors import DenoisingError
+from denoising_request import DenoisingRequest
+from scheduler_steps import Steps
+from text_conditioning import Conditioning
+from torch import Tensor
+
+NUM_NOISES = 2
+"""The first two tensors of a waveform are its noise predictions: the unconditional one, and the one with the prompt."""
+
+
+def never() -> bool:
+    """Return False: nobody cancels."""
+    return False
+
+
+@dataclass(eq=False)
+class Job:
+    """A request with the state of its denoising.
+
+    A *row* is one entry of the UNet's batch. A waveform has one, or with guidance two: the unconditional one and then
+    the one with the prompt. A job's rows go through the UNet in one forward or in several; then the job does its step.
+
+    Attributes:
+        request: What was asked for.
+        steps: The scheduler.
+        deadline: When the client's time is up, on the loop's clock; None for never.
+        is_cancelled: Asks whether the client still wants it; may be slow.
+        future: Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
+        forwards_done: How many of `steps.timesteps` are behind it.
+        rows_done: Rows of the present step that have gone through the UNet.
+        used_s: Seconds of the UNet's time that it has had, its share of forwards with others.
+        conditioning: Set by the loop: of the request's prompts, with guidance negative ones first, one row each.
+        tensors: Set by the loop: float32 [waveforms, 2 + memory, channels, frames, bins]: the two noise predictions,
+            the latents, and what else the scheduler remembers.
+    """
+
+    request: DenoisingRequest
+    steps: Steps
+    deadline: float | None = None
+    is_cancelled: Callable[[], bool] = never
+    future: "Future[Tensor]" = field(default_factory=Future)
+    forwards_done: int = 0
+    rows_done: int = 0
+    used_s: float = 0.0
+    conditioning: Conditioning = field(init=False)
+    tensors: Tensor = field(init=False)
+    _error: DenoisingError | None = None
+
+    @property
+    def num_forwards(self) -> int:
+        """Forwards from noise to result; some schedulers take two per step."""
+        return len(self.steps.timesteps)
+
+    @property
+    def halves(self) -> int:
+        """Rows of a waveform."""
+        return 2 if self.request.do_classifier_free_guidance else 1
+
+    @property
+    def latents(self) -> Tensor:
+        """Float32 [waveforms, channels, frames, bins]."""
+        return self.tensors[:, NUM_NOISES]
+
+    @property
+    def error(self) -> DenoisingError | None:
+        """Why it shall stop, if it shall."""
+        return self._error
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Jobs with equal keys can share a forward: latents of one size, and equally many vectors of GPT-2's."""
+        return (*self.request.latents_shape[1:], self.request.generated_prompt_embeds.shape[1])
+
+    def start(self, conditioning: Conditioning, device: torch.device) -> None:
+        """Draw the noise, and allocate what is needed on `device`."""
+        self.conditioning = conditioning
+        waveforms, *shape = self.request.latents_shape
+        self.tensors = torch.zeros(waveforms, NUM_NOISES + self.steps.memory, *shape, device=device)
+        self.latents.copy_(self.steps.noise(self.request.latents_shape))
+
+    def drop(self, error: DenoisingError) -> None:
+        """Ask the loop to stop it, at the next step; safe from any thread. The first reason counts."""
+        self._error = self._error or error
+
+    def prompt_of_row(self) -> Tensor:
+        """Return the row of `conditioning` that belongs to each row; int64 [rows]."""
+        prompts = self.request.num_prompts
+        prompt = torch.arange(self.request.num_waveforms) // (self.request.num_waveforms // prompts)
+        if self.halves == 1:
+            return prompt
+        return torch.stack([prompt, prompts + prompt], dim=1).flatten()
+
+    def guided_coefficients(self) -> np.ndarray:
+        """Return the present step's weights, for a linear scheduler; float32 [memory, 2 + memory].
+
+        Columns: the unconditional noise prediction, the one with the prompt, the state. Guidance is the weighted sum
+        (1 - scale) * unconditional + scale * with prompt.
+        """
+        weights = self.steps.table.coefficients[self.forwards_done]  # type: ignore[union-attr]
+        scale = self.request.guidance_scale if self.halves == 2 else 1.0
+        noise = weights[:, -1:]
+        return np.concatenate([noise * (1.0 - scale), noise * scale, weights[:, :-1]], axis=1, dtype=np.float32)

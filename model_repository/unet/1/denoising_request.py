@@ -1,0 +1,122 @@
+"""What one request asks of the denoising loop, and which shapes are refused."""
+
+from dataclasses import dataclass
+
+from denoising_errors import InvalidRequestError
+from scheduler_steps import SchedulerRequest
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UNetSizes:
+    """What a checkpoint's UNet expects.
+
+    Attributes:
+        num_channels: Of the latents.
+        generated_width: Of GPT-2's vectors.
+        prompt_width: Of T5's states.
+        max_tokens: T5 states in a row, at most.
+    """
+
+    num_channels: int
+    generated_width: int
+    prompt_width: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class DenoisingRequest:
+    """What one request asks of the loop.
+
+    Attributes:
+        generated_prompt_embeds: float32 [rows, 8, GPT-2 width]. With guidance, `rows` is twice the number of prompts,
+            negative prompts first; without, the number of prompts.
+        prompt_embeds: float32 [rows, tokens, T5 width].
+        attention_mask: int64 [rows, tokens], 0 for padding.
+        latents_shape: Waveforms, channels, frames, bins. Each prompt makes equally many consecutive waveforms.
+        guidance_scale: Up to 1, there is no guidance.
+        scheduler: The steps, and the seed of the noise.
+    """
+
+    generated_prompt_embeds: Tensor
+    prompt_embeds: Tensor
+    attention_mask: Tensor
+    latents_shape: tuple[int, int, int, int]
+    guidance_scale: float
+    scheduler: SchedulerRequest
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the unconditional half is computed."""
+        return self.guidance_scale > 1.0
+
+    @property
+    def num_waveforms(self) -> int:
+        """How many latents are denoised."""
+        return self.latents_shape[0]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the UNet's batch that a step takes."""
+        return self.num_waveforms * (2 if self.do_classifier_free_guidance else 1)
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts the rows are for."""
+        return len(self.prompt_embeds) // (2 if self.do_classifier_free_guidance else 1)
+
+    def check(self, sizes: UNetSizes, max_latent_frames: int) -> None:
+        """Look at every shape before memory is allocated.
+
+        Args:
+            sizes: The UNet's.
+            max_latent_frames: Waveforms x frames of a request, at most.
+
+        Raises:
+            InvalidRequestError: A tensor doesn't fit the others, or the UNet.
+        """
+        self._check_embeds(sizes)
+        waveforms, channels, frames, bins = self.latents_shape
+        if min(self.latents_shape) < 1 or channels != sizes.num_channels:
+            raise InvalidRequestError(
+                f"latents_shape must be positive sizes with {sizes.num_channels} channels, "
+                f"got {list(self.latents_shape)}."
+            )
+        if waveforms * frames * bins > max_latent_frames * 16:
+            raise InvalidRequestError(
+                f"latents_shape is out of bounds: waveforms x frames must be at most {max_latent_frames} with 16 bins "
+                f"each, got {list(self.latents_shape)}."
+            )
+        if self.num_prompts < 1 or len(self.prompt_embeds) % (self.num_rows // waveforms):
+            raise InvalidRequestError(
+                f"prompt_embeds must have a row for each prompt, and with guidance one more for each negative prompt, "
+                f"got {len(self.prompt_embeds)} rows at guidance_scale {self.guidance_scale:g}."
+            )
+        if waveforms % self.num_prompts:
+            raise InvalidRequestError(
+                f"latents_shape must start with a multiple of the {self.num_prompts} prompts, got {waveforms}."
+            )
+
+    def _check_embeds(self, sizes: UNetSizes) -> None:
+        for name, width in (
+            ("generated_prompt_embeds", sizes.generated_width),
+            ("prompt_embeds", sizes.prompt_width),
+        ):
+            shape = getattr(self, name).shape
+            if shape[1] < 1 or shape[2] != width:
+                raise InvalidRequestError(f"{name} must be [rows, at least 1, {width}], got {list(shape)}.")
+        rows, tokens = self.prompt_embeds.shape[:2]
+        if tokens > sizes.max_tokens:
+            raise InvalidRequestError(
+                f"prompt_embeds is out of bounds: it must have at most {sizes.max_tokens} tokens, got {tokens}."
+            )
+        if len(self.generated_prompt_embeds) != rows:
+            raise InvalidRequestError(
+                f"generated_prompt_embeds must have as many rows as prompt_embeds ({rows}), "
+                f"got {len(self.generated_prompt_embeds)}."
+            )
+        if self.attention_mask.shape != (rows, tokens):
+            raise InvalidRequestError(
+                f"attention_mask must have the shape [{rows}, {tokens}] of prompt_embeds, "
+                f"got {list(self.attention_mask.shape)}."
+            )

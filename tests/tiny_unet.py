@@ -1,0 +1,123 @@
+"""A UNet so small that its overhead dominates, and requests for it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from denoising_request import DenoisingRequest
+from diffusers import AudioLDM2UNet2DConditionModel, DDIMScheduler
+from noise_schedulers import NoiseSchedulers
+from scheduler_steps import SchedulerRequest, SchedulerSteps
+from unet_forward import UNetForward
+
+CPU = torch.device("cpu")
+GENERATED_WIDTH, PROMPT_WIDTH = 12, 20
+SCHEDULER_CONFIG = {
+    **DDIMScheduler(
+        beta_start=0.0015,
+        beta_end=0.0195,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    ).config,
+    "_class_name": "DDIMScheduler",
+}
+
+
+def make_unet(seed: int = 0, **changes: Any) -> AudioLDM2UNet2DConditionModel:
+    """Return a UNet of 0.21 M parameters, with the blocks and the attentions of the official one."""
+    torch.manual_seed(seed)
+    config = {
+        "in_channels": 8,
+        "out_channels": 8,
+        "block_out_channels": (8, 8, 16, 16),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 2,
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": ((None, GENERATED_WIDTH, PROMPT_WIDTH),) * 4,
+        "sample_size": 256,
+    }
+    return AudioLDM2UNet2DConditionModel(**config | changes).eval()
+
+
+def make_forward(seed: int = 0) -> UNetForward:
+    """Return the same, as the loop uses it."""
+    return UNetForward(make_unet(seed), CPU, max_tokens=512)
+
+
+def make_schedulers() -> SchedulerSteps:
+    """Return the schedulers of the demo checkpoint."""
+    return SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), CPU)
+
+
+def make_request(
+    *,
+    frames: int = 16,
+    steps: int = 4,
+    scheduler: str = "DPMSolverMultistepScheduler",
+    guidance_scale: float = 3.5,
+    tokens: int = 7,
+    seed: int = 0,
+    prompts: int = 1,
+    waveforms_per_prompt: int = 1,
+    eta: float = 0.0,
+) -> DenoisingRequest:
+    """Return a request with random text, the second half of its first row's tokens masked."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = prompts * (2 if guidance_scale > 1 else 1)
+    attention_mask = torch.ones(rows, tokens, dtype=torch.int64)
+    attention_mask[0, (tokens + 1) // 2 :] = 0
+    return DenoisingRequest(
+        generated_prompt_embeds=torch.randn(rows, 8, GENERATED_WIDTH, generator=generator),
+        prompt_embeds=torch.randn(rows, tokens, PROMPT_WIDTH, generator=generator),
+        attention_mask=attention_mask,
+        latents_shape=(prompts * waveforms_per_prompt, 8, frames, 16),
+        guidance_scale=guidance_scale,
+        scheduler=SchedulerRequest(scheduler, "{}", steps, eta, seed),
+    )
+
+
+@torch.inference_mode()
+def reference_latents(unet: AudioLDM2UNet2DConditionModel, request: DenoisingRequest) -> torch.Tensor:
+    """Return what diffusers makes of `request`: the loop of AudioLDM2Pipeline, with its UNet and scheduler classes."""
+    wanted = request.scheduler
+    scheduler = NoiseSchedulers(SCHEDULER_CONFIG).create(wanted.name, {}, wanted.seed)
+    scheduler.set_timesteps(wanted.num_inference_steps)
+    generator = torch.Generator().manual_seed(wanted.seed)
+    latents = torch.randn(request.latents_shape, generator=generator) * scheduler.init_noise_sigma
+    per_prompt = request.num_waveforms // request.num_prompts
+    generated, prompt, mask = (
+        tensor.repeat_interleave(per_prompt, dim=0)
+        for tensor in (request.generated_prompt_embeds, request.prompt_embeds, request.attention_mask)
+    )
+    known = scheduler.step.__code__.co_varnames
+    options = {k: v for k, v in {"generator": generator, "eta": wanted.eta}.items() if k in known}
+    for timestep in scheduler.timesteps:
+        sample = torch.cat([latents] * 2) if request.do_classifier_free_guidance else latents
+        noise_pred = unet(
+            scheduler.scale_model_input(sample, timestep),
+            timestep,
+            encoder_hidden_states=generated,
+            encoder_hidden_states_1=prompt,
+            encoder_attention_mask_1=mask,
+        ).sample
+        if request.do_classifier_free_guidance:
+            unconditional, with_prompt = noise_pred.chunk(2)
+            noise_pred = unconditional + request.guidance_scale * (with_prompt - unconditional)
+        latents = scheduler.step(noise_pred, timestep, latents, **options).prev_sample
+    return latents
+
+
+def relative_rms(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the relative RMS error."""
+    return float((actual - expected).norm() / expected.norm())
+
+
+def save_unet(folder: Path, seed: int = 0) -> AudioLDM2UNet2DConditionModel:
+    """Write the UNet into `folder`, as the export does, and return it."""
+    unet = make_unet(seed)
+    unet.save_pretrained(folder)
+    return unet
