@@ -1,1 +1,10 @@
-"""Measurements: what they find is written to docs/ as JSON, and tables are generated from that."""
+"""What measures, and writes the documents in docs/.
+
+The Python models' plain modules are imported by name, as Triton does.
+"""
+
+import sys
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(_ROOT / folder) for folder in ("model_repository/unet/1", "tests")]

@@ -4,6 +4,7 @@ import json
 
 from parity_cases import CASES, TOLERANCE
 
+from benchmarks import report
 from benchmarks.parity import DOCUMENT, RESULTS, with_table
 
 
@@ -16,3 +17,7 @@ def test_every_parity_case_was_measured():
     errors = {(row["group"], row["case"]): row["error"] for row in json.loads(RESULTS.read_text())["errors"]}
     assert list(errors) == [(case.group, case.name) for case in CASES]
     assert max(errors.values()) <= TOLERANCE
+
+
+def test_the_benchmarks_document_is_generated_from_what_was_measured():
+    assert report.make_document() == report.DOCUMENT.read_text()

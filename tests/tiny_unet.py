@@ -1,13 +1,20 @@
 """A UNet so small that its overhead dominates, and requests for it."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from denoising_request import DenoisingRequest
 from diffusers import AudioLDM2UNet2DConditionModel, DDIMScheduler
+from google.protobuf import text_format
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerRequest, SchedulerSteps
+from triton_configs import REPOSITORY, read_configs
+from tritonclient.grpc import InferInput
+from tritonclient.utils import np_to_triton_dtype
 from unet_forward import UNetForward
 
 CPU = torch.device("cpu")
@@ -121,3 +128,48 @@ def save_unet(folder: Path, seed: int = 0) -> AudioLDM2UNet2DConditionModel:
     unet = make_unet(seed)
     unet.save_pretrained(folder)
     return unet
+
+
+def write_unet_repository(repository: Path, max_queue_size: int = 32, **parameters: Any) -> Path:
+    """Write a model repository with nothing but the committed model `unet`, over the tiny UNet; return it.
+
+    Args:
+        repository: The folder, which is made.
+        max_queue_size: Of Triton's queue.
+        parameters: Those of config.pbtxt that shall differ.
+    """
+    shutil.copytree(
+        REPOSITORY / "unet", repository / "unet", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
+    )
+    config = read_configs()["unet"]
+    config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
+    for name, value in parameters.items():
+        config.parameters[name].string_value = str(value)
+    (repository / "unet" / "config.pbtxt").write_text(text_format.MessageToString(config))
+    version = repository / "unet" / "1"
+    make_unet().save_pretrained(version / "unet")
+    (version / "scheduler").mkdir(exist_ok=True)
+    (version / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG))
+    return repository
+
+
+def unet_inputs(request: DenoisingRequest) -> list[InferInput]:
+    """Return the inputs of the model `unet`, for a gRPC client."""
+    wanted = request.scheduler
+    arrays = {
+        "generated_prompt_embeds": request.generated_prompt_embeds.numpy(),
+        "prompt_embeds": request.prompt_embeds.numpy(),
+        "attention_mask": request.attention_mask.numpy(),
+        "latents_shape": np.array(request.latents_shape, np.int64),
+        "num_inference_steps": np.array([wanted.num_inference_steps], np.int32),
+        "guidance_scale": np.array([request.guidance_scale], np.float32),
+        "seed": np.array([wanted.seed], np.int64),
+        "scheduler": np.array([wanted.name.encode()], np.object_),
+        "scheduler_options": np.array([wanted.options_json.encode()], np.object_),
+        "eta": np.array([wanted.eta], np.float32),
+    }
+    tensors = []
+    for name, array in arrays.items():
+        tensors.append(InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
+        tensors[-1].set_data_from_numpy(array)
+    return tensors

@@ -1,6 +1,8 @@
 """Reads the committed `config.pbtxt` files as Triton does."""
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
@@ -31,7 +33,7 @@ def read_configs() -> dict[str, ModelConfig]:
     }
 
 
-def signature(tensors, max_batch_size: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:
+def signature(tensors: Iterable[Any], max_batch_size: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return data type and full dims, the batch dimension included, of each tensor."""
     batch = (-1,) if max_batch_size else ()
     return {tensor.name: (DataType.Name(tensor.data_type), batch + tuple(tensor.dims)) for tensor in tensors}

@@ -111,7 +111,7 @@ class DenoisingLoop:
             return
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-            self._max_frames = min(self._max_frames, _frames(ranges)) // 2
+            self._max_frames = min(self._max_frames, _frames(ranges) // 2)
         if sum(map(len, ranges)) == 1:
             ranges[0].job.drop(_blame(error))
             return

@@ -95,8 +95,6 @@ class PublishedMetrics:
     def publish(self, in_flight: int, waiting: int) -> None:
         """Bring Triton's metrics up to date."""
         counts = self._metrics.take()
-        self._in_flight.set(in_flight)
-        self._waiting.set(waiting)
         if counts.steps:
             self._steps.increment(counts.steps)
         for rows, seconds in zip(counts.rows_of_forwards, counts.seconds_of_forwards, strict=True):
@@ -104,6 +102,9 @@ class PublishedMetrics:
             self._seconds.observe(seconds)
         for (outcome, reason), count in counts.requests.items():
             self._request_metric(outcome, reason).increment(count)
+        # Last: who sees that nothing is in flight any more, sees what has become of it as well.
+        self._in_flight.set(in_flight)
+        self._waiting.set(waiting)
 
     def _request_metric(self, outcome: str, reason: str) -> Any:
         if (outcome, reason) not in self._requests:

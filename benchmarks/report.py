@@ -1,0 +1,184 @@
+"""The form of all results: a JSON file in docs/benchmarks for each benchmark, and docs/benchmarks.md made from all.
+
+`python -m benchmarks.report` writes docs/benchmarks.md anew.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "benchmarks"
+DOCUMENT = ROOT / "docs" / "benchmarks.md"
+PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "onnxruntime-gpu", "nvidia-pytriton", "tritonclient")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Measured values of one quantity.
+
+    Attributes:
+        values: As they came.
+        unit: Of the values, such as `s`.
+    """
+
+    values: tuple[float, ...]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        """The middle one."""
+        return statistics.median(self.values)
+
+    def percentile(self, percent: float) -> float:
+        """Return the value that `percent` of the values don't exceed (nearest rank)."""
+        ordered = sorted(self.values)
+        return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
+
+    def __str__(self) -> str:
+        if len(self.values) == 1:
+            return f"{self.median:.3g} {self.unit}"
+        return (
+            f"{self.median:.3g} {self.unit} ({min(self.values):.3g} to {max(self.values):.3g}, n = {len(self.values)})"
+        )
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a benchmark found.
+
+    Attributes:
+        title: What is compared.
+        columns: Their headings.
+        rows: The cells, as text.
+        note: What a reader must know to read it, a paragraph.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass
+class Report:
+    """One benchmark's results.
+
+    Attributes:
+        name: Of the JSON file.
+        title: A heading.
+        command: That makes it again.
+        tables: For people.
+        measurements: For programs: everything measured, by name.
+        machine: Where it ran.
+    """
+
+    name: str
+    title: str
+    command: str
+    tables: list[Table] = field(default_factory=list)
+    measurements: dict[str, Any] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
+
+    def add(self, table: Table) -> None:
+        """Add a table, and print it."""
+        self.tables.append(table)
+        print("\n".join(_markdown(table)), flush=True)
+
+    def save(self) -> None:
+        """Write the JSON file, and docs/benchmarks.md anew."""
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        DOCUMENT.write_text(make_document())
+
+
+def measure(function: Callable[[], object], clock: Callable[[], float], *, repeats: int, warm_up: int = 1) -> Samples:
+    """Return the seconds of `repeats` calls after `warm_up` calls; `clock` waits for the device, where there is one."""
+    for _ in range(warm_up):
+        function()
+    seconds = []
+    for _ in range(repeats):
+        start = clock()
+        function()
+        seconds.append(clock() - start)
+    return Samples(tuple(seconds), "s")
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return commit, date, processor, memory and versions."""
+    return {
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
+        "python": platform.python_version(),
+        "versions": {package: number for package in PACKAGES if (number := _version(package))},
+    }
+
+
+def make_document() -> str:
+    """Return docs/benchmarks.md, from the JSON files."""
+    reports = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made by `python -m benchmarks.report` from the JSON files in `docs/benchmarks`; don't edit it. Every figure",
+        "is a measurement on the machine that stands beside it; a ratio compares two figures of the same run.",
+    ]
+    for report in reports:
+        machine = report["machine"]
+        versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+        lines += ["", f"## {report['title']}", "", f"`{report['command']}`", ""]
+        lines += [
+            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
+            f"Python {machine['python']}, {versions}; commit {machine['commit']}, {machine['date']}."
+        ]
+        for table in report["tables"]:
+            lines += ["", *_markdown(Table(**table))]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(table: Table) -> list[str]:
+    lines = [f"### {table.title}", ""]
+    if table.note:
+        lines += [table.note, ""]
+    rows: Sequence[Sequence[str]] = table.rows
+    lines += [_row(table.columns), "|" + "---|" * len(table.columns), *map(_row, rows)]
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(make_document())

@@ -1,0 +1,290 @@
+"""The UNet on the device at hand, against diffusers' own: eager, in half precision, compiled; checked against fp32.
+
+`python -m benchmarks.unet_gpu` from the repository's root needs torch, diffusers, numpy and safetensors, no server and
+no checkpoint: the weights are random. Without a GPU it runs on the CPU; `--size demo --length 2.56` is quick there.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from denoising_engine import DenoisingEngine
+from denoising_request import DenoisingRequest
+from diffusers import AudioLDM2UNet2DConditionModel, DPMSolverMultistepScheduler
+from loop_metrics import LoopMetrics
+from loop_options import LoopOptions
+from noise_schedulers import NoiseSchedulers
+from scheduler_steps import SchedulerRequest, SchedulerSteps
+from text_conditioning import Conditioning
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from unet_forward import FixedShape, Preparation, UNetForward
+
+from benchmarks.report import Report, Samples, Table, measure
+
+FRAMES_PER_S = 25
+NUM_TOKENS = 16
+SIZES = {
+    "demo": {"block_out_channels": (64, 64, 96, 128), "attention_head_dim": (2, 2, 3, 4), "layers_per_block": 1},
+    "full": {"block_out_channels": (128, 256, 384, 640), "attention_head_dim": (4, 8, 12, 20), "layers_per_block": 2},
+}
+TEXT_WIDTHS = {"demo": (64, 96), "full": (768, 1024)}
+SCHEDULER_CONFIG = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.0015,
+    "beta_end": 0.0195,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+class Bench:
+    """One size of UNet and one length of audio on one device."""
+
+    def __init__(self, size: str, length_s: float, device: torch.device, dtype: torch.dtype, repeats: int) -> None:
+        self.size, self.device, self.dtype, self.repeats = size, device, dtype, repeats
+        self.frames = round(length_s * FRAMES_PER_S)
+        generator = torch.Generator().manual_seed(0)
+        self.generated, self.prompt = (
+            torch.randn(2, tokens, width, generator=generator)
+            for tokens, width in zip((8, NUM_TOKENS), TEXT_WIDTHS[size], strict=True)
+        )
+        self.mask = torch.ones(2, NUM_TOKENS, dtype=torch.int64)
+        self.latents = torch.randn(1, 8, self.frames, 16, generator=generator)
+
+    def unet(self, dtype: torch.dtype) -> AudioLDM2UNet2DConditionModel:
+        """Return diffusers' UNet, always with the same weights."""
+        torch.manual_seed(0)
+        widths = (None, *TEXT_WIDTHS[self.size])
+        unet = AudioLDM2UNet2DConditionModel(
+            in_channels=8,
+            out_channels=8,
+            sample_size=256,
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
+            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
+            cross_attention_dim=(widths,) * 4,
+            **SIZES[self.size],
+        )
+        return unet.eval().requires_grad_(False).to(self.device, dtype)
+
+    def ours(self, preparation: Preparation, max_rows: int) -> UNetForward:
+        """Return ours, with its fixed shapes prepared."""
+        forward = UNetForward(self.unet(self.dtype), self.device, max_tokens=512)
+        for shape, seconds in forward.prepare(preparation):
+            print(f"prepared {shape} in {seconds:.1f} s (of up to {max_rows} rows)", flush=True)
+        return forward
+
+    def clock(self) -> float:
+        """Return the time after the device has done everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def rows(self, tensor: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+        """Return `tensor` repeated to that many rows, on the device."""
+        repeated = tensor.repeat(math.ceil(rows / len(tensor)), *(1,) * (tensor.ndim - 1))[:rows]
+        return repeated.to(self.device, dtype)
+
+    def diffusers_step(self, unet: Callable[..., tuple[Tensor]], rows: int, dtype: torch.dtype) -> Tensor:
+        """Do one forward as AudioLDM2Pipeline does it."""
+        return unet(
+            self.rows(self.latents, rows, dtype),
+            torch.tensor(500, device=self.device),
+            encoder_hidden_states=self.rows(self.generated, rows, dtype),
+            encoder_hidden_states_1=self.rows(self.prompt, rows, dtype),
+            encoder_attention_mask_1=self.rows(self.mask, rows, torch.int64),
+            return_dict=False,
+        )[0].clone()
+
+    def our_inputs(self, forward: UNetForward, rows: int) -> tuple[Tensor, Tensor, Conditioning]:
+        """Return the inputs of the loop's forward."""
+        text = (self.rows(self.generated, rows, self.dtype), self.rows(self.prompt, rows, self.dtype))
+        conditioning = forward.project(*text, self.rows(self.mask, rows, torch.int64))
+        timesteps = torch.full((rows,), 500.0, device=self.device)
+        return self.rows(self.latents, rows, torch.float32), timesteps, conditioning
+
+    @torch.inference_mode()
+    def measure(self, function: Callable[[], Tensor], warm_up: int = 2) -> Samples:
+        """Return the seconds of a call."""
+        return measure(function, self.clock, repeats=self.repeats, warm_up=warm_up)
+
+
+def measure_steps(bench: Bench, preparation: Preparation, row_counts: list[int], report: Report) -> None:
+    """The step alone: each way, each number of rows."""
+    with torch.inference_mode():
+        fp32 = bench.unet(torch.float32)
+        reference = bench.diffusers_step(fp32, 2, torch.float32)
+        half = bench.unet(bench.dtype)
+        ways: dict[str, Callable[[int], Callable[[], Tensor]]] = {
+            "diffusers, eager, fp32": lambda rows: partial(bench.diffusers_step, fp32, rows, torch.float32),
+            f"diffusers, eager, {_name(bench.dtype)}": lambda rows: partial(
+                bench.diffusers_step, half, rows, bench.dtype
+            ),
+        }
+        if preparation.compile_backend:
+            mode = "reduce-overhead" if bench.device.type == "cuda" else "default"
+            compiled = torch.compile(half, mode=mode, backend=preparation.compile_backend)
+            ways[f"diffusers, torch.compile ({mode}), {_name(bench.dtype)}"] = lambda rows: partial(
+                bench.diffusers_step, compiled, rows, bench.dtype
+            )
+        ours = bench.ours(preparation, max(row_counts))
+        ways[f"this project, {_name(bench.dtype)}"] = lambda rows: partial(ours, *bench.our_inputs(ours, rows))
+        flops = _flops(partial(bench.diffusers_step, fp32, 1, torch.float32))
+        peak = _matrix_rate(bench)
+        table = []
+        first: dict[int, float] = {}
+        for name, way in ways.items():
+            error = float((way(2)().float() - reference).norm() / reference.norm())
+            for rows in row_counts:
+                samples = bench.measure(way(rows))
+                first.setdefault(rows, samples.median)
+                rate = flops * rows / samples.median / 1e12
+                report.measurements[f"step, {name}, {rows} rows"] = samples.values
+                table.append(
+                    (
+                        name,
+                        str(rows),
+                        str(samples),
+                        f"{first[rows] / samples.median:.2f}",
+                        f"{rate:.2f}",
+                        f"{100 * rate * 1e12 / peak:.0f} %",
+                        f"{error:.1e}",
+                    )
+                )
+    report.add(
+        Table(
+            f"One step of the UNet ({bench.size}, {bench.frames / FRAMES_PER_S:g} s)",
+            ("way", "rows", "time", "faster than eager fp32", "TFLOP/s", "of the matrix rate", "error against fp32"),
+            tuple(table),
+            note=f"{flops / 1e9:.0f} GFLOP per row; a large matrix product in {_name(bench.dtype)} reached "
+            f"{peak / 1e12:.2f} TFLOP/s here. The error is a relative RMS, of two rows.",
+        )
+    )
+
+
+def measure_loop(bench: Bench, preparation: Preparation, steps: int, report: Report) -> None:
+    """The whole loop of one request, and of 16 together."""
+    config = NoiseSchedulers(SCHEDULER_CONFIG)
+    rows = []
+    eager: float | None = None
+    for dtype in dict.fromkeys((torch.float32, bench.dtype)):
+        unet = bench.unet(dtype)
+        samples = bench.measure(partial(_diffusers_loop, bench, unet, dtype, steps), warm_up=1)
+        eager = eager or samples.median
+        report.measurements[f"loop, diffusers {dtype}"] = samples.values
+        rows.append((f"diffusers, eager, {_name(dtype)}", "1", str(samples), f"{eager / samples.median:.2f}", "1"))
+    engine = DenoisingEngine(
+        lambda: bench.ours(preparation, 16), SchedulerSteps(config, bench.device), LoopOptions(), LoopMetrics()
+    )
+    one: float | None = None
+    for requests in (1, 4, 16):
+        samples = bench.measure(partial(_our_loop, bench, engine, requests, steps), warm_up=1)
+        one = one or samples.median
+        report.measurements[f"loop, ours, {requests}"] = samples.values
+        rows.append(
+            (
+                f"this project, {_name(bench.dtype)}",
+                str(requests),
+                str(samples),
+                f"{requests * eager / samples.median:.2f}" if eager else "",
+                f"{requests * one / samples.median:.2f}",
+            )
+        )
+    engine.close()
+    report.add(
+        Table(
+            f"The loop of {steps} DPM++ 2M steps with guidance ({bench.size}, {bench.frames / FRAMES_PER_S:g} s)",
+            ("way", "requests at once", "time", "clips per second against eager fp32", "against one request"),
+            tuple(rows),
+        )
+    )
+
+
+def _diffusers_loop(bench: Bench, unet: AudioLDM2UNet2DConditionModel, dtype: torch.dtype, steps: int) -> Tensor:
+    scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULER_CONFIG)
+    scheduler.set_timesteps(steps, device=bench.device)
+    latents = bench.rows(bench.latents, 1, dtype)
+    text = [bench.rows(tensor, 2, dtype) for tensor in (bench.generated, bench.prompt)]
+    mask = bench.rows(bench.mask, 2, torch.int64)
+    for timestep in scheduler.timesteps:
+        noise_pred = unet(
+            scheduler.scale_model_input(torch.cat([latents] * 2), timestep),
+            timestep,
+            encoder_hidden_states=text[0],
+            encoder_hidden_states_1=text[1],
+            encoder_attention_mask_1=mask,
+            return_dict=False,
+        )[0]
+        unconditional, with_prompt = noise_pred.chunk(2)
+        noise_pred = unconditional + 3.5 * (with_prompt - unconditional)
+        latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
+    return latents
+
+
+def _our_loop(bench: Bench, engine: DenoisingEngine, requests: int, steps: int) -> Tensor:
+    futures = [
+        engine.submit(
+            DenoisingRequest(
+                bench.generated,
+                bench.prompt,
+                bench.mask,
+                (1, 8, bench.frames, 16),
+                3.5,
+                SchedulerRequest("DPMSolverMultistepScheduler", "{}", steps, 0.0, seed),
+            )
+        )
+        for seed in range(requests)
+    ]
+    return torch.cat([future.result() for future in futures])
+
+
+def _flops(function: Callable[[], Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def _matrix_rate(bench: Bench) -> float:
+    """Return the FLOP/s of a matrix product that is large for the device."""
+    size = 8192 if bench.device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(2))
+    samples = measure(lambda: left @ right, bench.clock, repeats=10, warm_up=3)
+    return 2 * size**3 / min(samples.values)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+
+
+def main() -> None:
+    """Measure, and write the report."""
+    on_gpu = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--length", type=float, default=10.24, help="seconds of audio")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16" if on_gpu else "bf16")
+    parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32] if on_gpu else [2])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=10 if on_gpu else 5)
+    parser.add_argument("--compile", default="inductor" if on_gpu else "", metavar="BACKEND", help="empty for eager")
+    parser.add_argument("--name", default="unet_gpu" if on_gpu else "unet_cpu", help="of the JSON file")
+    arguments = parser.parse_args()
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[arguments.dtype]
+    bench = Bench(arguments.size, arguments.length, device, dtype, arguments.repeats)
+    fixed = tuple(FixedShape(rows, bench.frames, NUM_TOKENS) for rows in sorted({2, 8, 32, *arguments.rows}))
+    preparation = Preparation(arguments.compile, on_gpu, fixed if on_gpu or arguments.compile else ())
+    what = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    report = Report(arguments.name, f"The UNet on {what}", f"python -m benchmarks.unet_gpu --size {arguments.size}")
+    measure_steps(bench, preparation, arguments.rows, report)
+    measure_loop(bench, preparation, arguments.steps, report)
+    report.save()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,296 @@
+"""The engine's threads: admission, cancellation, deadlines, failures at the start, and the end."""
+
+import dataclasses
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from denoising_engine import DenoisingEngine
+from denoising_errors import (
+    DeadlineError,
+    InvalidRequestError,
+    RequestCancelledError,
+    ShutdownError,
+    UnknownSchedulerError,
+)
+from denoising_request import UNetSizes
+from loop_metrics import LoopMetrics
+from loop_options import LoopOptions
+from text_conditioning import Conditioning
+from tiny_unet import (
+    CPU,
+    GENERATED_WIDTH,
+    PROMPT_WIDTH,
+    make_forward,
+    make_request,
+    make_schedulers,
+    make_unet,
+    reference_latents,
+    relative_rms,
+)
+
+TIMEOUT_S = 30.0
+
+
+class GatedUNet:
+    """Does a forward when it is told to; counts them."""
+
+    device = CPU
+    sizes = UNetSizes(num_channels=8, generated_width=GENERATED_WIDTH, prompt_width=PROMPT_WIDTH, max_tokens=512)
+
+    def __init__(self) -> None:
+        self.gate = threading.Semaphore(0)
+        self.forwards: list[int] = []
+        self.entered = threading.Semaphore(0)
+
+    def let_through(self, forwards: int) -> None:
+        self.gate.release(forwards)
+
+    def wait_for_forward(self) -> None:
+        """Wait until a forward has begun, one more each time."""
+        assert self.entered.acquire(timeout=TIMEOUT_S)
+
+    def project(self, generated, prompt, mask):
+        return Conditioning(generated, prompt, mask.float())
+
+    def __call__(self, latents, _timesteps, _conditioning):
+        self.forwards.append(len(latents))
+        self.entered.release()
+        assert self.gate.acquire(timeout=TIMEOUT_S)
+        return latents * 0.1
+
+
+@pytest.fixture
+def unet():
+    return GatedUNet()
+
+
+@pytest.fixture
+def make_engine(unet):
+    engines = []
+
+    def make(**options) -> DenoisingEngine:
+        options = LoopOptions(**{"poll_interval_s": 0.002} | options)
+        engines.append(DenoisingEngine(lambda: unet, make_schedulers(), options, LoopMetrics()))
+        return engines[-1]
+
+    yield make
+    unet.let_through(10_000)
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def in_background():
+    with ThreadPoolExecutor() as executor:
+        yield executor.submit
+
+
+def wait_until(condition) -> None:
+    """Poll a condition, up to a deadline."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline
+        threading.Event().wait(0.001)
+
+
+def engine_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("denoising-")]
+
+
+def test_requests_of_several_threads_get_what_diffusers_gives():
+    requests = [make_request(seed=seed, steps=2 + seed, frames=12 + 4 * (seed % 2)) for seed in range(6)]
+    with (
+        DenoisingEngine(make_forward, make_schedulers(), LoopOptions(), LoopMetrics()) as engine,
+        ThreadPoolExecutor(6) as threads,
+    ):
+        results = list(threads.map(lambda request: engine.submit(request).result(TIMEOUT_S), requests))
+    unet = make_unet()
+    errors = [
+        relative_rms(latents, reference_latents(unet, request))
+        for request, latents in zip(requests, results, strict=True)
+    ]
+    assert max(errors) <= 1e-5
+
+
+def test_everything_is_computed_in_one_thread(unet, make_engine):
+    names = set()
+    original = unet.project
+    unet.project = lambda *tensors: (names.add(threading.current_thread().name), original(*tensors))[1]
+    unet.let_through(4)
+    make_engine().submit(make_request(steps=4)).result(TIMEOUT_S)
+    assert names == {"denoising-loop"}
+
+
+def test_submit_blocks_while_all_rows_are_taken_and_goes_on_when_some_are_free(unet, make_engine, in_background):
+    engine = make_engine(max_rows=4)
+    running = [engine.submit(make_request(steps=1)), engine.submit(make_request(steps=2))]
+    third = in_background(engine.submit, make_request(steps=1))
+    wait_until(lambda: engine.num_waiting == 1)
+    unet.wait_for_forward()
+    assert not third.done()
+    assert engine.num_in_flight == 2
+    unet.let_through(1)
+    running[0].result(TIMEOUT_S)
+    third.result(TIMEOUT_S)
+    assert not running[1].done()
+    assert max(unet.forwards) <= 4
+
+
+def test_a_request_larger_than_all_rows_runs_alone(unet, make_engine):
+    unet.let_through(100)
+    engine = make_engine(max_rows=4)
+    large = engine.submit(make_request(steps=2, waveforms_per_prompt=5))
+    small = engine.submit(make_request(steps=2))
+    assert large.result(TIMEOUT_S).shape[0] == 5
+    small.result(TIMEOUT_S)
+    assert unet.forwards == [10, 10, 2, 2]
+
+
+def test_a_cancelled_request_frees_its_rows_within_one_step(unet, make_engine, in_background):
+    engine = make_engine(max_rows=2)
+    cancelled = threading.Event()
+    first = engine.submit(make_request(steps=1000), is_cancelled=cancelled.is_set)
+    second = in_background(engine.submit, make_request(steps=1))
+    unet.wait_for_forward()
+    cancelled.set()
+    # The loop is inside a forward: it hears of it once the poll has come by.
+    wait_until(lambda: engine._active and next(iter(engine._active)).error is not None)
+    unet.let_through(1)
+    with pytest.raises(RequestCancelledError, match="cancelled after 0 of 1000 steps"):
+        first.result(TIMEOUT_S)
+    assert len(unet.forwards) == 1
+    unet.let_through(1)
+    second.result(TIMEOUT_S).result(TIMEOUT_S)
+
+
+def test_a_blocked_request_can_be_cancelled(make_engine, in_background):
+    engine = make_engine(max_rows=2)
+    engine.submit(make_request(steps=5))
+    cancelled = threading.Event()
+    blocked = in_background(engine.submit, make_request(), is_cancelled=cancelled.is_set)
+    wait_until(lambda: engine.num_waiting == 1)
+    cancelled.set()
+    with pytest.raises(RequestCancelledError, match="before there was room"):
+        blocked.result(TIMEOUT_S)
+
+
+def test_a_blocked_request_whose_time_is_up_is_answered(make_engine, in_background):
+    engine = make_engine(max_rows=2)
+    engine.submit(make_request(steps=5))
+    blocked = in_background(engine.submit, make_request(), deadline=time.monotonic() + 0.02)
+    with pytest.raises(DeadlineError, match="before there was room"):
+        blocked.result(TIMEOUT_S)
+
+
+def test_a_deadline_that_has_passed_costs_no_forward(unet, make_engine):
+    engine = make_engine()
+    with pytest.raises(DeadlineError):
+        engine.submit(make_request(), deadline=time.monotonic() - 1)
+    assert unet.forwards == []
+
+
+def test_a_wrong_request_is_refused_before_it_takes_rows(make_engine):
+    engine = make_engine()
+    with pytest.raises(UnknownSchedulerError, match=r"scheduler must be one of .* got 'Nonsense'"):
+        engine.submit(make_request(scheduler="Nonsense"))
+    with pytest.raises(InvalidRequestError, match="latents_shape is out of bounds: waveforms x frames must be at most"):
+        engine.submit(make_request(frames=10**6))
+    assert engine.num_in_flight == 0
+    assert engine._metrics.take().requests == {
+        ("failed", "UnknownSchedulerError"): 1,
+        ("failed", "InvalidRequestError"): 1,
+    }
+
+
+def test_closing_finishes_what_runs_and_leaves_no_thread(unet, make_engine, in_background):
+    engine = make_engine()
+    running = engine.submit(make_request(steps=3))
+    closing = in_background(engine.close)
+    wait_until(lambda: engine._closing)
+    with pytest.raises(ShutdownError, match="the server is stopping"):
+        engine.submit(make_request())
+    unet.let_through(3)
+    closing.result(TIMEOUT_S)
+    assert running.result(0).shape == (1, 8, 16, 16)
+    assert engine_threads() == []
+
+
+def test_closing_answers_what_does_not_finish_in_time(unet, make_engine, in_background):
+    engine = make_engine(max_rows=2)
+    running = engine.submit(make_request(steps=1000))
+    blocked = in_background(engine.submit, make_request())
+    wait_until(lambda: engine.num_waiting == 1)
+    closing = in_background(engine.close, 0.01)
+    wait_until(lambda: engine._active and next(iter(engine._active)).error is not None)
+    unet.let_through(1)
+    closing.result(TIMEOUT_S)
+    with pytest.raises(ShutdownError):
+        running.result(0)
+    with pytest.raises(ShutdownError):
+        blocked.result(TIMEOUT_S)
+    assert engine_threads() == []
+
+
+def test_a_unet_that_cannot_be_loaded_fails_the_start_and_leaves_no_thread():
+    def load():
+        raise OSError("no weights")
+
+    with pytest.raises(OSError, match="no weights"):
+        DenoisingEngine(load, make_schedulers(), LoopOptions(), LoopMetrics())
+    wait_until(lambda: engine_threads() == [])
+
+
+def test_a_fault_of_the_loop_itself_ends_its_requests_and_not_the_engine(unet, make_engine, monkeypatch):
+    engine = make_engine()
+    unet.let_through(100)
+    with monkeypatch.context() as patch:
+        patch.setattr("denoising_loop.PackedJobs", None)
+        with pytest.raises(Exception, match="the denoising loop failed"):
+            engine.submit(make_request()).result(TIMEOUT_S)
+    assert engine.submit(make_request()).result(TIMEOUT_S).shape == (1, 8, 16, 16)
+
+
+def test_what_fails_while_polling_does_not_end_the_polling(unet, capfd):
+    calls = []
+
+    def on_poll(in_flight: int, waiting: int) -> None:
+        calls.append((in_flight, waiting))
+        raise ValueError("not this time")
+
+    engine = DenoisingEngine(
+        lambda: unet, make_schedulers(), LoopOptions(poll_interval_s=0.001), LoopMetrics(), on_poll=on_poll
+    )
+    wait_until(lambda: len(calls) >= 3)
+    engine.close()
+    assert set(calls) == {(0, 0)}
+    assert "not this time" in capfd.readouterr().err
+
+
+BAD_TENSORS = {
+    "channels": ({"latents_shape": (1, 7, 16, 16)}, r"latents_shape must be .* with 8 channels, got \[1, 7, 16, 16\]"),
+    "no waveform": ({"latents_shape": (0, 8, 16, 16)}, "latents_shape must be positive sizes"),
+    "negative bins": ({"latents_shape": (1, 8, 16, -1)}, "latents_shape must be positive sizes"),
+    "huge": ({"latents_shape": (2**40, 8, 2**40, 16)}, "latents_shape is out of bounds"),
+    "width": ({"prompt_embeds": torch.zeros(2, 7, 5)}, r"prompt_embeds must be .* 20\], got \[2, 7, 5\]"),
+    "no tokens": ({"prompt_embeds": torch.zeros(2, 0, 20)}, r"prompt_embeds must be .* 20\], got \[2, 0, 20\]"),
+    "too many tokens": ({"prompt_embeds": torch.zeros(2, 513, 20)}, "prompt_embeds .* at most 512 tokens, got 513"),
+    "rows": ({"generated_prompt_embeds": torch.zeros(3, 8, 12)}, r"must have as many rows as .* \(2\), got 3"),
+    "GPT-2 width": ({"generated_prompt_embeds": torch.zeros(2, 8, 9)}, r"must be \[rows, at least 1, 12\]"),
+    "mask": ({"attention_mask": torch.ones(2, 6, dtype=torch.int64)}, r"attention_mask must have the shape \[2, 7\]"),
+    "waveforms": ({"guidance_scale": 1.0, "latents_shape": (3, 8, 16, 16)}, "a multiple of the 2 prompts, got 3"),
+}
+
+
+@pytest.mark.parametrize(("changes", "problem"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_tensors_that_do_not_fit_are_refused(make_engine, changes, problem):
+    with pytest.raises(InvalidRequestError, match=problem):
+        make_engine().submit(dataclasses.replace(make_request(), **changes))
+
+
+def test_an_odd_number_of_rows_with_guidance_is_refused(make_engine):
+    odd = dataclasses.replace(make_request(prompts=3, guidance_scale=1.0), guidance_scale=2.0)
+    with pytest.raises(InvalidRequestError, match="prompt_embeds must have a row for each prompt"):
+        make_engine().submit(odd)

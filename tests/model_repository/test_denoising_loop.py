@@ -1,0 +1,380 @@
+"""The loop without threads: who shares a forward, who goes first, who fails, and that company changes no result."""
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from denoising_errors import (
+    DeadlineError,
+    DenoisingError,
+    ForwardError,
+    ForwardMemoryError,
+    NonFiniteError,
+    RequestCancelledError,
+    SchedulerStepsError,
+)
+from denoising_job import Job
+from denoising_loop import DenoisingLoop
+from denoising_request import DenoisingRequest
+from loop_metrics import LoopMetrics
+from scheduler_steps import DiffusersSteps
+from text_conditioning import Conditioning
+from tiny_unet import CPU, make_forward, make_request, make_schedulers, make_unet, reference_latents, relative_rms
+from torch import Tensor
+
+TOLERANCE = 1e-5
+BUCKETS = (8, 16, 32)
+
+EIGHT_KINDS = (
+    make_request(steps=20, seed=1),
+    make_request(steps=12, seed=2, scheduler="DDIMScheduler", guidance_scale=1.0, tokens=3),
+    make_request(steps=5, seed=3, scheduler="UniPCMultistepScheduler", guidance_scale=7.0, tokens=20),
+    make_request(steps=8, seed=4, scheduler="EulerAncestralDiscreteScheduler", tokens=11),
+    make_request(steps=10, seed=5, scheduler="PNDMScheduler", guidance_scale=0.0, tokens=2),
+    make_request(steps=7, seed=6, scheduler="DDIMScheduler", eta=0.5, tokens=8),
+    make_request(steps=9, seed=7, scheduler="HeunDiscreteScheduler", guidance_scale=2.0, tokens=16),
+    make_request(steps=1, seed=8, scheduler="EulerDiscreteScheduler", tokens=1),
+)
+"""Steps, scheduler, guidance and text length differ; the audio length doesn't."""
+
+
+class SteppedClock:
+    """Stands still but when it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class RecordingUNet:
+    """Not a UNet: it notes the shape of every forward, and each row takes a second per 16 frames."""
+
+    device = CPU
+
+    def __init__(self, clock: SteppedClock | None = None) -> None:
+        self.clock = clock or SteppedClock()
+        self.forwards: list[tuple[int, int]] = []
+        self.fail: Callable[[Tensor], None] = lambda _latents: None
+
+    def project(self, generated: Tensor, prompt: Tensor, mask: Tensor) -> Conditioning:
+        return Conditioning(generated, prompt, mask.float())
+
+    def __call__(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        assert len(latents) == len(timesteps) == len(conditioning.prompt)
+        self.forwards.append((len(latents), latents.shape[2]))
+        self.clock.now += len(latents) * latents.shape[2] / 16
+        self.fail(latents)
+        return latents * 0.1
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return make_forward()
+
+
+@pytest.fixture(scope="module")
+def schedulers():
+    return make_schedulers()
+
+
+@pytest.fixture
+def make_loop(schedulers):
+    """A function that makes a loop over a UNet, and one that starts a request in it."""
+
+    def make(unet, max_frames: int = 4096):
+        clock = getattr(unet, "clock", SteppedClock())
+        loop = DenoisingLoop(unet, max_frames, BUCKETS, LoopMetrics(), clock)
+
+        def start(request: DenoisingRequest, deadline: float | None = None) -> Job:
+            job = Job(request, schedulers.create(request.scheduler), deadline)
+            loop.admit(job)
+            return job
+
+        return loop, start
+
+    return make
+
+
+def run(loop: DenoisingLoop, until: Callable[[], bool] | None = None) -> int:
+    """Tick until it is idle, or until the condition holds; return the number of ticks."""
+    ticks = 0
+    while loop.jobs and not (until and until()):
+        loop.tick()
+        ticks += 1
+        assert ticks < 5000
+    return ticks
+
+
+@functools.cache
+def expected(index: int) -> Tensor:
+    return reference_latents(make_unet(), EIGHT_KINDS[index])
+
+
+def test_eight_kinds_of_requests_share_forwards_and_each_gets_what_diffusers_gives(make_loop, forward):
+    loop, start = make_loop(forward)
+    jobs = [start(request) for request in EIGHT_KINDS]
+    ticks = run(loop)
+    assert ticks == max(job.num_forwards for job in jobs) < sum(job.num_forwards for job in jobs) / 3
+    errors = [relative_rms(job.future.result(), expected(index)) for index, job in enumerate(jobs)]
+    assert max(errors) <= TOLERANCE, errors
+
+
+def test_the_agreement_would_not_hold_for_another_guidance(make_loop, forward):
+    loop, start = make_loop(forward)
+    job = start(make_request(steps=20, seed=1, guidance_scale=3.6))
+    run(loop)
+    assert relative_rms(job.future.result(), expected(0)) > 100 * TOLERANCE
+
+
+def test_requests_joining_midway_match_diffusers(make_loop, forward):
+    loop, start = make_loop(forward)
+    jobs = [start(EIGHT_KINDS[0])]
+    for request in EIGHT_KINDS[1:]:
+        loop.tick()
+        jobs.append(start(request))
+    run(loop)
+    errors = [relative_rms(job.future.result(), expected(index)) for index, job in enumerate(jobs)]
+    assert max(errors) <= TOLERANCE, errors
+
+
+def test_a_neighbour_that_is_dropped_midway_changes_nothing(make_loop, forward):
+    loop, start = make_loop(forward)
+    jobs = [start(request) for request in EIGHT_KINDS[:5]]
+    loop.tick()
+    for job in (jobs[2], jobs[3]):
+        job.drop(RequestCancelledError("not wanted"))
+    run(loop)
+    for index in (0, 1, 4):
+        assert relative_rms(jobs[index].future.result(), expected(index)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("max_frames", [1, 16, 48, 80])
+def test_a_forward_smaller_than_a_request_changes_nothing(make_loop, forward, max_frames):
+    request = make_request(prompts=2, waveforms_per_prompt=2, steps=3, scheduler="UniPCMultistepScheduler", seed=9)
+    loop, start = make_loop(forward, max_frames)
+    jobs = [start(request), start(EIGHT_KINDS[2]), start(EIGHT_KINDS[3])]
+    run(loop)
+    assert relative_rms(jobs[0].future.result(), reference_latents(make_unet(), request)) <= TOLERANCE
+    assert relative_rms(jobs[1].future.result(), expected(2)) <= TOLERANCE
+    assert relative_rms(jobs[2].future.result(), expected(3)) <= TOLERANCE
+
+
+def test_joining_between_the_parts_of_a_step_changes_nothing(make_loop, forward):
+    request = make_request(waveforms_per_prompt=3, steps=3, seed=9)
+    loop, start = make_loop(forward, max_frames=16 * 4)
+    job = start(request)
+    loop.tick()
+    assert 0 < job.rows_done < request.num_rows
+    start(EIGHT_KINDS[2])
+    run(loop)
+    assert relative_rms(job.future.result(), reference_latents(make_unet(), request)) <= TOLERANCE
+
+
+def test_no_forward_is_larger_than_the_budget(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet, max_frames=100)
+    for frames in (16, 16, 16, 30, 250):
+        start(make_request(frames=frames, waveforms_per_prompt=2))
+    run(loop)
+    assert max(rows * frames for rows, frames in unet.forwards if frames < 250) <= 100
+    assert {rows for rows, frames in unet.forwards if frames == 250} == {1}
+    assert (6, 16) in unet.forwards
+    assert (3, 30) in unet.forwards
+
+
+def test_different_lengths_never_share_a_forward_and_take_turns(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    start(make_request(frames=16, steps=6))
+    start(make_request(frames=17, steps=6))
+    run(loop)
+    lengths = [frames for _, frames in unet.forwards]
+    assert sorted(lengths) == [16] * 6 + [17] * 6
+    assert all(set(lengths[index : index + 3]) == {16, 17} for index in range(len(lengths) - 3))
+
+
+def test_a_short_request_gets_half_of_the_time_beside_one_ten_times_as_long(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    start(make_request(frames=160, steps=200))
+    for _ in range(5):
+        loop.tick()
+    before = unet.clock.now
+    short = start(make_request(frames=16, steps=40))
+    run(loop, short.future.done)
+    solo = 40 * 2
+    one_forward_of_the_other = 20
+    assert unet.clock.now - before <= 2 * solo + 2 * one_forward_of_the_other
+
+
+def test_a_stream_of_short_requests_does_not_starve_a_long_one(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    long = start(make_request(frames=160, steps=20))
+    shorts = [start(make_request(frames=16, steps=3)) for _ in range(3)]
+    while not long.future.done():
+        loop.tick()
+        for index, short in enumerate(shorts):
+            if short.future.done():
+                shorts[index] = start(make_request(frames=16, steps=3))
+    solo = 20 * 20
+    # Four requests, each with an equal claim; two forwards for what was under way at both ends.
+    assert unet.clock.now <= 4 * solo + 2 * 20
+
+
+def test_a_newcomer_has_no_claim_on_the_time_before_it_came(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    first = start(make_request(frames=16, steps=50))
+    for _ in range(25):
+        loop.tick()
+    start(make_request(frames=17, steps=50))
+    for _ in range(20):
+        loop.tick()
+    assert first.forwards_done >= 25 + 9
+
+
+def test_text_is_padded_to_few_sizes(make_loop):
+    class TokenCountingUNet(RecordingUNet):
+        tokens: set[int] = set()  # noqa: RUF012
+
+        def __call__(self, latents, timesteps, conditioning):
+            self.tokens.add(conditioning.tokens)
+            return super().__call__(latents, timesteps, conditioning)
+
+    unet = TokenCountingUNet()
+    loop, start = make_loop(unet)
+    for tokens in range(1, 33):
+        start(make_request(tokens=tokens, steps=1))
+        run(loop)
+    assert unet.tokens == set(BUCKETS)
+
+
+def test_a_request_whose_time_is_up_leaves_at_the_next_step(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    late, other = start(make_request(steps=10), deadline=9.0), start(make_request(steps=10))
+    run(loop, late.future.done)
+    with pytest.raises(DeadlineError, match="the time was up after 3 of 10 steps"):
+        late.future.result()
+    assert other.forwards_done == 4, "the other one goes on, in the same tick"
+    assert unet.forwards == [(4, 16)] * 3 + [(2, 16)]
+
+
+def test_a_cancelled_request_frees_its_rows_within_one_step(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    cancelled, other = start(make_request(steps=10)), start(make_request(steps=10))
+    loop.tick()
+    cancelled.drop(RequestCancelledError("cancelled after 1 of 10 steps."))
+    assert loop.tick() == [cancelled]
+    assert unet.forwards == [(4, 16), (2, 16)]
+    with pytest.raises(RequestCancelledError):
+        cancelled.future.result()
+    run(loop)
+    assert other.future.result() is not None
+
+
+def test_latents_that_are_not_finite_fail_their_own_request_alone(make_loop, forward):
+    loop, start = make_loop(forward)
+    poisoned = make_request(steps=3, seed=1)
+    poisoned.prompt_embeds[0, 0, 0] = float("inf")
+    jobs = [start(poisoned), start(EIGHT_KINDS[2])]
+    run(loop)
+    with pytest.raises(NonFiniteError, match=r"DPMSolverMultistepScheduler with 3 steps gave latents .* not finite"):
+        jobs[0].future.result()
+    assert relative_rms(jobs[1].future.result(), expected(2)) <= TOLERANCE
+
+
+def test_a_scheduler_that_fails_fails_its_own_request_alone(make_loop, forward, monkeypatch):
+    loop, start = make_loop(forward)
+    jobs = [start(EIGHT_KINDS[3]), start(EIGHT_KINDS[2])]
+    assert isinstance(jobs[0].steps, DiffusersSteps)
+    loop.tick()
+    monkeypatch.setattr(jobs[0].steps._scheduler, "step", lambda *_args, **_options: 1 / 0)
+    run(loop)
+    with pytest.raises(SchedulerStepsError, match=r"EulerAncestralDiscreteScheduler can't do 8 .*ZeroDivisionError"):
+        jobs[0].future.result()
+    assert relative_rms(jobs[1].future.result(), expected(2)) <= TOLERANCE
+
+
+def too_many_rows(limit: int, error: Exception) -> Callable[[Tensor], None]:
+    def fail(latents: Tensor) -> None:
+        if len(latents) > limit:
+            raise error
+
+    return fail
+
+
+def test_out_of_memory_is_tried_again_with_half_of_the_rows_and_remembered(make_loop):
+    unet = RecordingUNet()
+    unet.fail = too_many_rows(2, torch.OutOfMemoryError("CUDA out of memory"))
+    loop, start = make_loop(unet)
+    jobs = [start(make_request(steps=2, seed=seed)) for seed in range(4)]
+    run(loop)
+    assert all(job.future.exception() is None for job in jobs)
+    assert [rows for rows, _ in unet.forwards[:7]] == [8, 4, 2, 2, 4, 2, 2]
+    assert {rows for rows, _ in unet.forwards[7:]} == {2}
+
+
+def test_out_of_memory_with_a_single_row_fails_that_request_with_advice(make_loop):
+    unet = RecordingUNet()
+
+    def fail(latents: Tensor) -> None:
+        if latents.shape[2] > 16:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    unet.fail = fail
+    loop, start = make_loop(unet)
+    large, small = start(make_request(frames=40, steps=2)), start(make_request(steps=2))
+    run(loop)
+    with pytest.raises(ForwardMemoryError, match="memory isn't enough for a single row of this length: ask for less"):
+        large.future.result()
+    assert small.future.exception() is None
+
+
+def test_a_forward_that_fails_fails_only_the_request_that_is_to_blame(make_loop):
+    unet = RecordingUNet()
+
+    def fail(latents: Tensor) -> None:
+        if (latents.abs() > 1e6).any():
+            raise RuntimeError("a bad row")
+
+    unet.fail = fail
+    loop, start = make_loop(unet)
+    jobs = [start(make_request(steps=3, seed=seed)) for seed in range(5)]
+    with torch.inference_mode():
+        jobs[3].latents.mul_(1e9)
+    run(loop)
+    with pytest.raises(ForwardError, match=r"the UNet failed \(RuntimeError: a bad row\)"):
+        jobs[3].future.result()
+    assert all(job.future.exception() is None for job in jobs if job is not jobs[3])
+
+
+def test_what_happens_is_counted(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    start(make_request(steps=2))
+    start(make_request(steps=3), deadline=5.0)
+    run(loop)
+    counts = loop._metrics.take()
+    assert counts.rows_of_forwards == [4, 4]
+    assert counts.seconds_of_forwards == [4.0, 4.0]
+    assert counts.steps == 4
+    assert counts.requests == {("finished", "ok"): 1, ("deadline", "DeadlineError"): 1}
+
+
+def test_every_error_has_a_code_that_triton_knows():
+    def subclasses(cls: type) -> set[type]:
+        return {cls}.union(*map(subclasses, cls.__subclasses__()))
+
+    assert {error.code for error in subclasses(DenoisingError)} <= {
+        "INVALID_ARG",
+        "INTERNAL",
+        "UNAVAILABLE",
+        "CANCELLED",
+    }
+    assert DeadlineError("x").message == "[DEADLINE] x"
