@@ -10,6 +10,7 @@ import torch
 from denoising_engine import DenoisingEngine
 from denoising_errors import (
     DeadlineError,
+    ForwardError,
     InvalidRequestError,
     RequestCancelledError,
     ShutdownError,
@@ -251,6 +252,56 @@ def test_a_fault_of_the_loop_itself_ends_its_requests_and_not_the_engine(unet, m
         with pytest.raises(Exception, match="the denoising loop failed"):
             engine.submit(make_request()).result(TIMEOUT_S)
     assert engine.submit(make_request()).result(TIMEOUT_S).shape == (1, 8, 16, 16)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), RuntimeError("no")])
+def test_a_request_that_fails_at_its_start_does_not_end_the_engine(unet, make_engine, monkeypatch, error):
+    engine = make_engine()
+    unet.let_through(100)
+
+    def fail(*_tensors):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(unet, "project", fail)
+        with pytest.raises(ForwardError):
+            engine.submit(make_request()).result(TIMEOUT_S)
+    assert engine.submit(make_request()).result(TIMEOUT_S).shape == (1, 8, 16, 16)
+    assert engine.num_in_flight == 0
+
+
+def test_a_request_that_fails_at_its_end_does_not_end_the_engine(unet, make_engine, monkeypatch):
+    engine = make_engine()
+    unet.let_through(100)
+    with monkeypatch.context() as patch:
+        patch.setattr("denoising_loop.torch.isfinite", None)
+        with pytest.raises(ForwardError, match="TypeError"):
+            engine.submit(make_request()).result(TIMEOUT_S)
+    assert engine.submit(make_request()).result(TIMEOUT_S).shape == (1, 8, 16, 16)
+
+
+BAD_SCHEDULERS = {
+    "not JSON": ("{", "scheduler_options must be JSON"),
+    "not an object": ("[]", "scheduler_options must be a JSON object"),
+    "a number": ('{"num_train_timesteps": 1000000000}', "scheduler_options must be .* from -1000 to 1000"),
+    "a wrong value": ('{"beta_schedule": "nope"}', "DPMSolverMultistepScheduler can't be made with"),
+    "another wrong value": ('{"algorithm_type": "nope"}', "DPMSolverMultistepScheduler can't be made with"),
+    "an unknown option": ('{"nope": true}', "DPMSolverMultistepScheduler has no option 'nope'"),
+}
+
+
+@pytest.mark.parametrize(("options_json", "problem"), BAD_SCHEDULERS.values(), ids=BAD_SCHEDULERS)
+def test_bad_scheduler_options_are_refused(make_engine, options_json, problem):
+    request = make_request()
+    scheduler = dataclasses.replace(request.scheduler, options_json=options_json)
+    with pytest.raises(InvalidRequestError, match=problem):
+        make_engine().submit(dataclasses.replace(request, scheduler=scheduler))
+
+
+@pytest.mark.parametrize("steps", [-1, 0, 10_001])
+def test_a_number_of_steps_out_of_bounds_is_refused(make_engine, steps):
+    with pytest.raises(InvalidRequestError, match=f"num_inference_steps is out of bounds: .* 1 and 10000, got {steps}"):
+        make_engine().submit(make_request(steps=steps))
 
 
 def test_what_fails_while_polling_does_not_end_the_polling(unet, capfd):

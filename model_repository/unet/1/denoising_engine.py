@@ -167,9 +167,10 @@ class DenoisingEngine:
         with self._changed:
             self._changed.wait_for(lambda: self._active or self._closing)
             arrived, self._arrived = self._arrived, []
+            goes_on = bool(self._active)
         for job in arrived:
             loop.admit(job)
-        return bool(loop.jobs)
+        return goes_on
 
     def _poll(self) -> None:
         stopped = False

@@ -11,6 +11,7 @@ from denoising_request import DenoisingRequest
 from scheduler_steps import Steps
 from text_conditioning import Conditioning
 from torch import Tensor
+from unet_forward import UNetForward
 
 NUM_NOISES = 2
 """The first two tensors of a waveform are its noise predictions: the unconditional one, and the one with the prompt."""
@@ -79,11 +80,12 @@ class Job:
         """Jobs with equal keys can share a forward: latents of one size, and equally many vectors of GPT-2's."""
         return (*self.request.latents_shape[1:], self.request.generated_prompt_embeds.shape[1])
 
-    def start(self, conditioning: Conditioning, device: torch.device) -> None:
-        """Draw the noise, and allocate what is needed on `device`."""
-        self.conditioning = conditioning
-        waveforms, *shape = self.request.latents_shape
-        self.tensors = torch.zeros(waveforms, NUM_NOISES + self.steps.memory, *shape, device=device)
+    def start(self, unet: UNetForward) -> None:
+        """Project the text, draw the noise, and allocate what is needed on the UNet's device."""
+        request = self.request
+        self.conditioning = unet.project(request.generated_prompt_embeds, request.prompt_embeds, request.attention_mask)
+        waveforms, *shape = request.latents_shape
+        self.tensors = torch.zeros(waveforms, NUM_NOISES + self.steps.memory, *shape, device=unet.device)
         self.latents.copy_(self.steps.noise(self.request.latents_shape))
 
     def drop(self, error: DenoisingError) -> None:

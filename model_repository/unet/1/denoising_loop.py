@@ -42,15 +42,15 @@ class DenoisingLoop:
         self._unet, self._metrics, self._clock = unet, metrics, clock
         self._max_frames, self._text_buckets = max_frames_per_forward, text_buckets
         self._packed: dict[tuple[int, ...], PackedJobs] = {}
+        self._left: list[Job] = []  # not yet returned by `tick`
 
     @torch.inference_mode()
     def admit(self, job: Job) -> None:
         """Let a job take part from the next tick on, with no more claim on the UNet's time than those that run."""
-        request = job.request
-        conditioning = self._unet.project(
-            request.generated_prompt_embeds, request.prompt_embeds, request.attention_mask
-        )
-        job.start(conditioning, self._unet.device)
+        try:
+            job.start(self._unet)
+        except Exception as error:
+            job.drop(_blame(error))
         job.used_s = min((other.used_s for other in self.jobs), default=0.0)
         self.jobs.append(job)
         self._packed.pop(job.key, None)
@@ -63,9 +63,10 @@ class DenoisingLoop:
         for job in self.jobs:
             if job.deadline is not None and now >= job.deadline:
                 job.drop(DeadlineError(f"the time was up after {job.forwards_done} of {job.num_forwards} steps."))
-        left = [self._leave(job) for job in self.jobs if job.error]
+        for job in [job for job in self.jobs if job.error]:
+            self._leave(job)
         if not self.jobs:
-            return left
+            return self._take_left()
         # 2. The job that has had the least of the UNet's time takes those of its size along.
         ranges = self._choose_rows()
         packed = self._pack(ranges[0].job.key)
@@ -77,8 +78,10 @@ class DenoisingLoop:
         packed.step(complete)
         self._account(ranges, self._finish_clock() - now, len(complete))
         # 5. Whoever has arrived, leaves; so do those whose forward or step has failed.
-        jobs = [rows.job for rows in ranges]
-        return left + [self._leave(job) for job in jobs if job.error or job.forwards_done == job.num_forwards]
+        for job in [rows.job for rows in ranges]:
+            if job.error or job.forwards_done == job.num_forwards:
+                self._leave(job)
+        return self._take_left()
 
     def _choose_rows(self) -> tuple[RowRange, ...]:
         """Return rows of jobs of one size, least served jobs first, as many as fit into a forward; at least one."""
@@ -130,23 +133,32 @@ class DenoisingLoop:
             rows.job.used_s += seconds * len(rows) / rows_of_all
         self._metrics.count_forward(rows_of_all, seconds, steps)
 
-    def _leave(self, job: Job) -> Job:
-        self.jobs = [other for other in self.jobs if other is not job]
+    def _leave(self, job: Job) -> None:
+        """End a job; whatever happens, its future is done afterwards."""
+        self.jobs.remove(job)
         self._packed.pop(job.key, None)
-        latents = None if job.error else job.latents.to("cpu", copy=True)
-        if latents is not None and not torch.isfinite(latents).all():
-            name = job.request.scheduler.name
-            job.drop(NonFiniteError(f"{name} with {job.num_forwards} steps gave latents that are not finite."))
-        self._metrics.count_request(job.error)
-        _resolve(job, latents)
-        return job
+        self._left.append(job)
+        error = job.error
+        try:
+            if not error:
+                job.future.set_result(_result(job))
+        except Exception as caught:
+            error = _blame(caught)
+        if error:
+            job.future.set_exception(error)
+        self._metrics.count_request(error)
+
+    def _take_left(self) -> list[Job]:
+        left, self._left = self._left, []
+        return left
 
 
-def _resolve(job: Job, latents: Tensor | None) -> None:
-    if job.error:
-        job.future.set_exception(job.error)
-    elif latents is not None:
-        job.future.set_result(latents)
+def _result(job: Job) -> Tensor:
+    latents = job.latents.to("cpu", copy=True)
+    if not torch.isfinite(latents).all():
+        name = job.request.scheduler.name
+        raise NonFiniteError(f"{name} with {job.num_forwards} steps gave latents that are not finite.")
+    return latents
 
 
 def _blame(error: Exception) -> DenoisingError:

@@ -6,6 +6,9 @@ from denoising_errors import InvalidRequestError
 from scheduler_steps import SchedulerRequest
 from torch import Tensor
 
+MAX_STEPS = 10_000
+"""For direct calls of the model; what a client may ask of the ensemble is the tokenizer's business."""
+
 
 @dataclass(frozen=True)
 class UNetSizes:
@@ -76,6 +79,11 @@ class DenoisingRequest:
             InvalidRequestError: A tensor doesn't fit the others, or the UNet.
         """
         self._check_embeds(sizes)
+        if not 1 <= self.scheduler.num_inference_steps <= MAX_STEPS:
+            raise InvalidRequestError(
+                f"num_inference_steps is out of bounds: it must be between 1 and {MAX_STEPS}, "
+                f"got {self.scheduler.num_inference_steps}."
+            )
         waveforms, channels, frames, bins = self.latents_shape
         if min(self.latents_shape) < 1 or channels != sizes.num_channels:
             raise InvalidRequestError(

@@ -28,6 +28,13 @@ class Counts:
     seconds_of_forwards: list[float] = field(default_factory=list)
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
 
+    def add(self, other: "Counts") -> None:
+        """Add what else has happened."""
+        self.steps += other.steps
+        self.rows_of_forwards += other.rows_of_forwards
+        self.seconds_of_forwards += other.seconds_of_forwards
+        self.requests += other.requests
+
 
 class LoopMetrics:
     """Counts what happens in the loop, until somebody takes the counts. Safe to be used by several threads."""
@@ -69,6 +76,7 @@ class PublishedMetrics:
 
     def __init__(self, metrics: LoopMetrics, metric_family: Any, labels: Mapping[str, str]) -> None:
         self._metrics, self._labels = metrics, dict(labels)
+        self._unpublished = Counts()
         self._families: list[Any] = []  # Triton wants them to outlive their metrics
 
         def family(name: str, description: str, kind: Any) -> Any:
@@ -94,14 +102,20 @@ class PublishedMetrics:
 
     def publish(self, in_flight: int, waiting: int) -> None:
         """Bring Triton's metrics up to date."""
-        counts = self._metrics.take()
+        counts = self._unpublished
+        counts.add(self._metrics.take())
+        # Nothing is forgotten before it is published: where that fails, it is left for the next time.
         if counts.steps:
             self._steps.increment(counts.steps)
-        for rows, seconds in zip(counts.rows_of_forwards, counts.seconds_of_forwards, strict=True):
-            self._rows.observe(rows)
-            self._seconds.observe(seconds)
-        for (outcome, reason), count in counts.requests.items():
+            counts.steps = 0
+        for histogram, values in ((self._rows, counts.rows_of_forwards), (self._seconds, counts.seconds_of_forwards)):
+            while values:
+                histogram.observe(values[0])
+                del values[0]
+        while counts.requests:
+            (outcome, reason), count = next(iter(counts.requests.items()))
             self._request_metric(outcome, reason).increment(count)
+            del counts.requests[outcome, reason]
         # Last: who sees that nothing is in flight any more, sees what has become of it as well.
         self._in_flight.set(in_flight)
         self._waiting.set(waiting)

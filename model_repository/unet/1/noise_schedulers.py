@@ -57,7 +57,10 @@ class NoiseSchedulers:
         if unknown := sorted(options.keys() - known.keys()):
             raise UnknownSchedulerError(f"scheduler {name} has no option {unknown[0]!r}; it has {', '.join(known)}.")
         own_noise = {"noise_sampler_seed": seed} if "noise_sampler_seed" in known else {}
-        return self._classes[name].from_config(self._config, **options, **own_noise)
+        try:
+            return self._classes[name].from_config(self._config, **options, **own_noise)
+        except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            raise UnknownSchedulerError(f"scheduler {name} can't be made with {dict(options)}: {error}.") from error
 
 
 def _scheduler_class(name: str) -> type[SchedulerMixin]:

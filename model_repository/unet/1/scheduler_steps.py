@@ -16,13 +16,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from denoising_errors import SchedulerStepsError
+from denoising_errors import InvalidRequestError, SchedulerStepsError
 from diffusers import SchedulerMixin
 from noise_schedulers import NoiseSchedulers
 from torch import Tensor
 
 MAX_MEMORY = 6
 """Tensors of a request's state, its latents included: DPM++ needs 2, UniPC 4."""
+
+MAX_OPTION = 1000
+"""Largest number among the options: that of the training timesteps."""
 
 NUM_WITNESSES = 8
 """Random numbers that go through the scheduler beside the unit vectors, to see whether it is linear."""
@@ -161,7 +164,25 @@ class SchedulerSteps:
         return make_step_table(self._scheduler(request), request)
 
     def _scheduler(self, request: SchedulerRequest) -> SchedulerMixin:
-        return self._schedulers.create(request.name, json.loads(request.options_json), request.seed)
+        return self._schedulers.create(request.name, _options(request.options_json), request.seed)
+
+
+def _options(options_json: str) -> dict[str, Any]:
+    """Read a scheduler's options; numbers are bounded, since some are the size of what it allocates."""
+    try:
+        options = json.loads(options_json)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"scheduler_options must be JSON: {error}.") from None
+    if not isinstance(options, dict) or not all(map(_is_plain, options.values())):
+        raise InvalidRequestError(
+            "scheduler_options must be a JSON object whose values are true, false, text, or numbers from "
+            f"{-MAX_OPTION} to {MAX_OPTION}."
+        )
+    return options
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | str) or (isinstance(value, int | float) and abs(value) <= MAX_OPTION)
 
 
 def initial_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -192,7 +213,9 @@ def make_step_table(scheduler: SchedulerMixin, request: SchedulerRequest) -> Ste
     """
     with blame(request):
         scheduler.set_timesteps(request.num_inference_steps)
-        options = _step_options(scheduler, torch.Generator("cpu").manual_seed(0), request.eta)
+        generator = torch.Generator("cpu").manual_seed(0)
+        options = _step_options(scheduler, generator, request.eta)
+        untouched = generator.get_state()
         random = torch.Generator("cpu").manual_seed(1)
         names: tuple[str, ...] = (STATE,)
         steps: list[Weights] = []
@@ -200,7 +223,7 @@ def make_step_table(scheduler: SchedulerMixin, request: SchedulerRequest) -> Ste
         for timestep in scheduler.timesteps:
             input_scales.append(float(scheduler.scale_model_input(torch.ones(()), timestep)))
             step = _probe(scheduler, timestep, names, options, random)
-            if step is None:
+            if step is None or not torch.equal(generator.get_state(), untouched):
                 return None
             steps.append(step)
             names = tuple(step)

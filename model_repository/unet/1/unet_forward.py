@@ -109,8 +109,7 @@ class UNetForward:
         Returns:
             float32 [rows, channels, frames, bins].
         """
-        rows, _, frames, _ = latents.shape
-        shape = self._fitting_shape(rows, frames, conditioning.tokens)
+        shape = self._fitting_shape(latents, conditioning)
         forward = self._fixed[shape] if shape else self._eager
         return forward(latents, timesteps, conditioning).float()
 
@@ -120,6 +119,8 @@ class UNetForward:
             _use_compile_cache(preparation.cache_folder)
         function = self._eager
         if preparation.compile_backend:
+            limit = max(torch._dynamo.config.recompile_limit, len(preparation.fixed_shapes))
+            torch._dynamo.config.recompile_limit = limit  # beyond it, shapes would silently run eagerly
             function = torch.compile(self._eager, backend=preparation.compile_backend, dynamic=False)
         for shape in preparation.fixed_shapes:
             start = time.perf_counter()
@@ -139,10 +140,15 @@ class UNetForward:
             return_dict=False,
         )[0]
 
-    def _fitting_shape(self, rows: int, frames: int, tokens: int) -> FixedShape | None:
+    def _fitting_shape(self, latents: Tensor, conditioning: Conditioning) -> FixedShape | None:
         """Return the smallest fixed shape that has room for the rows, if any; only rows and tokens can be filled up."""
-        fitting = (s for s in self._fixed if s.frames == frames and s.rows >= rows and s.tokens >= tokens)
-        return min(fitting, default=None)
+        rows, _, frames, bins = latents.shape
+        if (bins, conditioning.generated.shape[1]) != (NUM_BINS, NUM_VECTORS):
+            return None
+        tokens = conditioning.tokens
+        return min(
+            (s for s in self._fixed if s.frames == frames and s.rows >= rows and s.tokens >= tokens), default=None
+        )
 
     def _blank_inputs(self, shape: FixedShape) -> tuple[Tensor, Tensor, Conditioning]:
         on_device = {"device": self.device, "dtype": self.dtype}
@@ -217,7 +223,7 @@ class FixedShapeForward:
 
 def _stored_dtype(folder: Path) -> torch.dtype:
     """Return the type that the weights in `folder` were saved in."""
-    file = min(folder.glob("*.safetensors"))
+    file = min(folder.glob("*.safetensors"), key=lambda path: len(path.name))  # not a variant, such as `.fp16.`
     with safe_open(file, framework="pt") as tensors:
         return next(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118
 
