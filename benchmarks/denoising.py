@@ -190,7 +190,7 @@ def measure_overload(report: Report) -> None:
     answers: queue.Queue[tuple[float, object]] = queue.Queue()
 
     def callback(sent: float) -> Callable[[object, object], None]:
-        return lambda _result, error: answers.put((time.perf_counter() - sent, error))
+        return lambda result, error: answers.put((time.perf_counter() - sent, error))
 
     with (
         _serve_tiny_unet(max_queue_size=16, max_rows=2) as server,

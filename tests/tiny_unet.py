@@ -130,19 +130,17 @@ def save_unet(folder: Path, seed: int = 0) -> AudioLDM2UNet2DConditionModel:
     return unet
 
 
-def write_unet_repository(repository: Path, max_queue_size: int = 32, **parameters: Any) -> Path:
+def write_unet_repository(repository: Path, **parameters: Any) -> Path:
     """Write a model repository with nothing but the committed model `unet`, over the tiny UNet; return it.
 
     Args:
         repository: The folder, which is made.
-        max_queue_size: Of Triton's queue.
         parameters: Those of config.pbtxt that shall differ.
     """
     shutil.copytree(
         REPOSITORY / "unet", repository / "unet", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
     )
     config = read_configs()["unet"]
-    config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
     for name, value in parameters.items():
         config.parameters[name].string_value = str(value)
     (repository / "unet" / "config.pbtxt").write_text(text_format.MessageToString(config))

@@ -12,6 +12,8 @@ from denoising_errors import (
     DeadlineError,
     ForwardError,
     InvalidRequestError,
+    QueueFullError,
+    QueueTimeoutError,
     RequestCancelledError,
     ShutdownError,
     UnknownSchedulerError,
@@ -125,19 +127,30 @@ def test_everything_is_computed_in_one_thread(unet, make_engine):
     assert names == {"denoising-loop"}
 
 
-def test_submit_blocks_while_all_rows_are_taken_and_goes_on_when_some_are_free(unet, make_engine, in_background):
+def test_requests_wait_while_all_rows_are_taken_and_start_when_some_are_free(unet, make_engine):
     engine = make_engine(max_rows=4)
-    running = [engine.submit(make_request(steps=1)), engine.submit(make_request(steps=2))]
-    third = in_background(engine.submit, make_request(steps=1))
-    wait_until(lambda: engine.num_waiting == 1)
+    first, second, third = (engine.submit(make_request(steps=steps)) for steps in (1, 3, 1))
+    assert (engine.num_in_flight, engine.num_waiting) == (2, 1)
     unet.wait_for_forward()
-    assert not third.done()
-    assert engine.num_in_flight == 2
     unet.let_through(1)
-    running[0].result(TIMEOUT_S)
+    first.result(TIMEOUT_S)
+    unet.let_through(1)
     third.result(TIMEOUT_S)
-    assert not running[1].done()
-    assert max(unet.forwards) <= 4
+    assert not second.done()
+    assert max(unet.forwards) == 4
+
+
+def test_a_full_queue_refuses_at_once(unet, make_engine):
+    engine = make_engine(max_rows=2, max_queue_size=3)
+    accepted = [engine.submit(make_request(steps=1)) for _ in range(4)]
+    with pytest.raises(QueueFullError, match="the queue is full with 3 requests: try again later"):
+        engine.submit(make_request(steps=1))
+    assert engine.num_waiting == 3
+    unet.let_through(4)
+    for future in accepted:
+        future.result(TIMEOUT_S)
+    assert unet.forwards == [2, 2, 2, 2]
+    assert engine._metrics.take().requests == {("finished", "ok"): 4, ("refused", "QueueFullError"): 1}
 
 
 def test_a_request_larger_than_all_rows_runs_alone(unet, make_engine):
@@ -150,40 +163,61 @@ def test_a_request_larger_than_all_rows_runs_alone(unet, make_engine):
     assert unet.forwards == [10, 10, 2, 2]
 
 
-def test_a_cancelled_request_frees_its_rows_within_one_step(unet, make_engine, in_background):
+def test_a_cancelled_request_frees_its_rows_within_one_step(unet, make_engine):
     engine = make_engine(max_rows=2)
     cancelled = threading.Event()
     first = engine.submit(make_request(steps=1000), is_cancelled=cancelled.is_set)
-    second = in_background(engine.submit, make_request(steps=1))
+    second = engine.submit(make_request(steps=1))
     unet.wait_for_forward()
     cancelled.set()
     # The loop is inside a forward: it hears of it once the poll has come by.
-    wait_until(lambda: engine._active and next(iter(engine._active)).error is not None)
+    wait_until(lambda: next(iter(engine._active)).error is not None)
     unet.let_through(1)
     with pytest.raises(RequestCancelledError, match="cancelled after 0 of 1000 steps"):
         first.result(TIMEOUT_S)
     assert len(unet.forwards) == 1
     unet.let_through(1)
-    second.result(TIMEOUT_S).result(TIMEOUT_S)
+    second.result(TIMEOUT_S)
 
 
-def test_a_blocked_request_can_be_cancelled(make_engine, in_background):
+def test_a_waiting_request_can_be_cancelled(make_engine):
     engine = make_engine(max_rows=2)
     engine.submit(make_request(steps=5))
     cancelled = threading.Event()
-    blocked = in_background(engine.submit, make_request(), is_cancelled=cancelled.is_set)
-    wait_until(lambda: engine.num_waiting == 1)
+    waiting = engine.submit(make_request(), is_cancelled=cancelled.is_set)
     cancelled.set()
-    with pytest.raises(RequestCancelledError, match="before there was room"):
-        blocked.result(TIMEOUT_S)
+    with pytest.raises(RequestCancelledError, match="cancelled before there was room"):
+        waiting.result(TIMEOUT_S)
+    assert engine.num_waiting == 0
 
 
-def test_a_blocked_request_whose_time_is_up_is_answered(make_engine, in_background):
+def test_a_waiting_request_whose_time_is_up_is_answered(make_engine):
     engine = make_engine(max_rows=2)
     engine.submit(make_request(steps=5))
-    blocked = in_background(engine.submit, make_request(), deadline=time.monotonic() + 0.02)
-    with pytest.raises(DeadlineError, match="before there was room"):
-        blocked.result(TIMEOUT_S)
+    waiting = engine.submit(make_request(), deadline=time.monotonic() + 0.02)
+    with pytest.raises(DeadlineError, match="the time was up before there was room"):
+        waiting.result(TIMEOUT_S)
+
+
+def test_a_request_that_waits_for_too_long_is_answered(make_engine):
+    engine = make_engine(max_rows=2, queue_timeout_s=0.02)
+    engine.submit(make_request(steps=5))
+    with pytest.raises(QueueTimeoutError, match=r"waited for 0.02 s in the queue: try again later"):
+        engine.submit(make_request()).result(TIMEOUT_S)
+
+
+def test_one_that_waits_for_many_rows_lets_those_behind_it_go_when_it_is_dropped(unet, make_engine):
+    engine = make_engine(max_rows=4)
+    engine.submit(make_request(steps=1000))
+    cancelled = threading.Event()
+    large = engine.submit(make_request(waveforms_per_prompt=2), is_cancelled=cancelled.is_set)
+    small = engine.submit(make_request(steps=1))
+    assert engine.num_waiting == 2, "first come, first served"
+    cancelled.set()
+    with pytest.raises(RequestCancelledError):
+        large.result(TIMEOUT_S)
+    unet.let_through(2)
+    small.result(TIMEOUT_S)
 
 
 def test_a_deadline_that_has_passed_costs_no_forward(unet, make_engine):
@@ -219,19 +253,17 @@ def test_closing_finishes_what_runs_and_leaves_no_thread(unet, make_engine, in_b
     assert engine_threads() == []
 
 
-def test_closing_answers_what_does_not_finish_in_time(unet, make_engine, in_background):
+def test_closing_answers_what_waits_and_what_does_not_finish_in_time(unet, make_engine, in_background):
     engine = make_engine(max_rows=2)
-    running = engine.submit(make_request(steps=1000))
-    blocked = in_background(engine.submit, make_request())
-    wait_until(lambda: engine.num_waiting == 1)
+    running, waiting = engine.submit(make_request(steps=1000)), engine.submit(make_request())
     closing = in_background(engine.close, 0.01)
-    wait_until(lambda: engine._active and next(iter(engine._active)).error is not None)
+    with pytest.raises(ShutdownError):
+        waiting.result(TIMEOUT_S)
+    wait_until(lambda: next(iter(engine._active)).error is not None)
     unet.let_through(1)
     closing.result(TIMEOUT_S)
     with pytest.raises(ShutdownError):
         running.result(0)
-    with pytest.raises(ShutdownError):
-        blocked.result(TIMEOUT_S)
     assert engine_threads() == []
 
 

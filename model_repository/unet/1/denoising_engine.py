@@ -1,4 +1,4 @@
-"""Runs the denoising loop in a thread: admission, cancellation, deadlines, the end.
+"""Runs the denoising loop in a thread: the queue, cancellation, deadlines, the end.
 
 Everything that computes is done in that one thread, from loading the weights on. A second thread that computes would
 get OpenMP threads of its own; with more of them than cores, they no longer wait actively for work, and every small
@@ -8,10 +8,19 @@ operation of the UNet takes twice as long (docs/denoising.md).
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from denoising_errors import DeadlineError, DenoisingError, ForwardError, RequestCancelledError, ShutdownError
+from denoising_errors import (
+    DeadlineError,
+    DenoisingError,
+    ForwardError,
+    QueueFullError,
+    QueueTimeoutError,
+    RequestCancelledError,
+    ShutdownError,
+)
 from denoising_job import Job, never
 from denoising_loop import DenoisingLoop
 from denoising_request import DenoisingRequest, UNetSizes
@@ -46,10 +55,10 @@ class DenoisingEngine:
         self._schedulers, self._options = schedulers, options
         self._metrics, self._on_poll, self._clock = metrics, on_poll, clock
         self._loaded: Future[UNetSizes] = Future()
-        self._changed = threading.Condition()
-        self._active: dict[Job, int] = {}  # rows of every job from its admission to its end
-        self._arrived: list[Job] = []
-        self._waiting = 0
+        self._changed = threading.Condition()  # guards what follows
+        self._waiting: deque[Job] = deque()
+        self._arrived: list[Job] = []  # they have rows, and the loop doesn't know them yet
+        self._active: dict[Job, int] = {}  # rows of every job from when it gets them to its end
         self._closing = False
         self._stop_polling = threading.Event()
         self._loop_thread = threading.Thread(target=self._run, args=[load_unet], name="denoising-loop", daemon=True)
@@ -71,8 +80,8 @@ class DenoisingEngine:
 
     @property
     def num_waiting(self) -> int:
-        """Calls of `submit` that are blocked because all rows are taken."""
-        return self._waiting
+        """Requests in the queue, for which there are no rows yet."""
+        return len(self._waiting)
 
     def submit(
         self,
@@ -81,7 +90,7 @@ class DenoisingEngine:
         deadline: float | None = None,
         is_cancelled: Callable[[], bool] = never,
     ) -> "Future[Tensor]":
-        """Start a request as soon as there are rows for it, and return without waiting for its result.
+        """Start a request, or put it into the queue; never blocks.
 
         Args:
             request: It is checked here.
@@ -92,12 +101,15 @@ class DenoisingEngine:
             Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
 
         Raises:
-            DenoisingError: The request is wrong, or was dropped before it got its rows.
+            DenoisingError: The request is wrong, too late, or one too many.
         """
         try:
             request.check(self._sizes, self._options.max_latent_frames)
-            job = Job(request, self._schedulers.create(request.scheduler), deadline, is_cancelled)
-            self._admit(job)
+            steps = self._schedulers.create(request.scheduler)
+            job = Job(request, steps, deadline, is_cancelled, arrived_s=self._clock())
+            if error := self._reason_to_drop(job):
+                raise error
+            self._enqueue(job)
         except DenoisingError as error:
             self._metrics.count_request(error)
             raise
@@ -112,38 +124,38 @@ class DenoisingEngine:
         timeout = self._options.drain_timeout_s if drain_timeout_s is None else drain_timeout_s
         with self._changed:
             self._closing = True
+            while self._waiting:
+                self._refuse(self._waiting.popleft(), _shutdown_error())
             self._changed.notify_all()
-            drained = self._changed.wait_for(lambda: not self._active, timeout)
-            if not drained:
-                for job in self._active:
-                    job.drop(ShutdownError("the server is stopping: try another one, or later."))
+            self._changed.wait_for(lambda: not self._active, timeout)
+            for job in self._active:
+                job.drop(_shutdown_error())
         self._loop_thread.join()
         self._stop_polling.set()
         self._poll_thread.join()
 
-    def _admit(self, job: Job) -> None:
-        """Wait until there are rows. A job that is larger than all of them waits until it is alone."""
-        rows = job.request.num_rows
+    def _enqueue(self, job: Job) -> None:
         with self._changed:
-            self._waiting += 1
-            try:
-                while self._active and sum(self._active.values()) + rows > self._options.max_rows:
-                    self._check_wanted(job)
-                    self._changed.wait(self._options.poll_interval_s)
-                self._check_wanted(job)
-            finally:
-                self._waiting -= 1
+            if self._closing:
+                raise _shutdown_error()
+            self._waiting.append(job)
+            self._give_rows()
+            if len(self._waiting) > self._options.max_queue_size:
+                self._waiting.remove(job)
+                raise QueueFullError(
+                    f"the queue is full with {self._options.max_queue_size} requests: try again later."
+                )
+
+    def _give_rows(self) -> None:
+        """Let those that wait start, in their order, as far as there are rows. One that needs more starts alone."""
+        while self._waiting:
+            rows = self._waiting[0].request.num_rows
+            if self._active and sum(self._active.values()) + rows > self._options.max_rows:
+                return
+            job = self._waiting.popleft()
             self._active[job] = rows
             self._arrived.append(job)
             self._changed.notify_all()
-
-    def _check_wanted(self, job: Job) -> None:
-        if self._closing:
-            raise ShutdownError("the server is stopping: try another one, or later.")
-        if job.deadline is not None and self._clock() >= job.deadline:
-            raise DeadlineError("the time was up before there was room in the denoising loop.")
-        if job.is_cancelled():
-            raise RequestCancelledError("the request was cancelled before there was room in the denoising loop.")
 
     def _run(self, load_unet: Callable[[], UNetForward]) -> None:
         try:
@@ -160,6 +172,7 @@ class DenoisingEngine:
                 with self._changed:
                     for job in ended:
                         del self._active[job]
+                    self._give_rows()
                     self._changed.notify_all()
 
     def _take_arrivals(self, loop: DenoisingLoop) -> bool:
@@ -183,12 +196,41 @@ class DenoisingEngine:
 
     def _poll_once(self) -> None:
         with self._changed:
-            jobs = list(self._active)
+            jobs = [*self._active, *self._waiting]
         for job in jobs:
-            if not job.future.done() and job.is_cancelled():
-                job.drop(RequestCancelledError(f"cancelled after {job.forwards_done} of {job.num_forwards} steps."))
+            if not job.future.done() and (error := self._reason_to_drop(job)):
+                self._drop(job, error)
         if self._on_poll:
             self._on_poll(self.num_in_flight, self.num_waiting)
+
+    def _reason_to_drop(self, job: Job) -> DenoisingError | None:
+        """Return why a job shall not go on, if there is a reason; asking for cancellation takes a while."""
+        now, where = self._clock(), job.progress
+        if job.deadline is not None and now >= job.deadline:
+            return DeadlineError(f"the time was up {where}.")
+        if job not in self._active and now >= job.arrived_s + self._options.queue_timeout_s:
+            return QueueTimeoutError(f"waited for {self._options.queue_timeout_s:g} s in the queue: try again later.")
+        if job.is_cancelled():
+            return RequestCancelledError(f"the request was cancelled {where}.")
+        return None
+
+    def _drop(self, job: Job, error: DenoisingError) -> None:
+        """End a job that waits; one that has rows is ended by the loop, at its next step."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                self._refuse(job, error)
+                self._give_rows()  # it may have been the one that held up those behind it
+            else:
+                job.drop(error)
+
+    def _refuse(self, job: Job, error: DenoisingError) -> None:
+        self._metrics.count_request(error)
+        job.future.set_exception(error)
+
+
+def _shutdown_error() -> ShutdownError:
+    return ShutdownError("the server is stopping: try another one, or later.")
 
 
 def _tick(loop: DenoisingLoop) -> list[Job]:

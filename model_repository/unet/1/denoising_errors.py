@@ -8,6 +8,8 @@ DenoisingError
 ├── ForwardError             the UNet failed on this request's rows
 │   └── ForwardMemoryError   even one row doesn't fit into memory
 ├── DeadlineError            the client's time is up
+├── QueueFullError           too many requests wait already
+├── QueueTimeoutError        it has waited for too long
 ├── RequestCancelledError    the client doesn't want it any more
 └── ShutdownError            the server stops
 """
@@ -68,6 +70,20 @@ class DeadlineError(DenoisingError):
     code = "CANCELLED"
     tag = "DEADLINE"
     outcome = "deadline"
+
+
+class QueueFullError(DenoisingError):
+    """Too many requests wait already."""
+
+    code = tag = "UNAVAILABLE"
+    outcome = "refused"
+
+
+class QueueTimeoutError(DenoisingError):
+    """It has waited for too long."""
+
+    code = tag = "UNAVAILABLE"
+    outcome = "refused"
 
 
 class RequestCancelledError(DenoisingError):

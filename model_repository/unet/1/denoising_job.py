@@ -34,6 +34,7 @@ class Job:
         steps: The scheduler.
         deadline: When the client's time is up, on the loop's clock; None for never.
         is_cancelled: Asks whether the client still wants it; may be slow.
+        arrived_s: When it came, on the loop's clock.
         future: Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
         forwards_done: How many of `steps.timesteps` are behind it.
         rows_done: Rows of the present step that have gone through the UNet.
@@ -47,6 +48,7 @@ class Job:
     steps: Steps
     deadline: float | None = None
     is_cancelled: Callable[[], bool] = never
+    arrived_s: float = 0.0
     future: "Future[Tensor]" = field(default_factory=Future)
     forwards_done: int = 0
     rows_done: int = 0
@@ -64,6 +66,13 @@ class Job:
     def halves(self) -> int:
         """Rows of a waveform."""
         return 2 if self.request.do_classifier_free_guidance else 1
+
+    @property
+    def progress(self) -> str:
+        """How far it is, for a sentence."""
+        if not hasattr(self, "tensors"):
+            return "before there was room in the denoising loop"
+        return f"after {self.forwards_done} of {self.num_forwards} steps"
 
     @property
     def latents(self) -> Tensor:

@@ -62,7 +62,7 @@ class DenoisingLoop:
         now = self._clock()
         for job in self.jobs:
             if job.deadline is not None and now >= job.deadline:
-                job.drop(DeadlineError(f"the time was up after {job.forwards_done} of {job.num_forwards} steps."))
+                job.drop(DeadlineError(f"the time was up {job.progress}."))
         for job in [job for job in self.jobs if job.error]:
             self._leave(job)
         if not self.jobs:

@@ -20,7 +20,8 @@ class Counts:
         steps: Steps of requests.
         rows_of_forwards: Rows of each forward of the UNet.
         seconds_of_forwards: Of each, with the schedulers' steps that followed.
-        requests: By outcome (`finished`, `failed`, `cancelled`, `deadline`) and reason (`ok`, or the error's class).
+        requests: By outcome (`finished`, `failed`, `refused`, `cancelled`, `deadline`) and reason (`ok`, or the error's
+            class).
     """
 
     steps: int = 0
@@ -94,9 +95,7 @@ class PublishedMetrics:
         self._in_flight = family("requests_in_flight", "Requests that are being denoised", gauge).Metric(
             labels=self._labels
         )
-        self._waiting = family("requests_waiting", "Requests held back because all rows are taken", gauge).Metric(
-            labels=self._labels
-        )
+        self._waiting = family("requests_waiting", "Requests in the queue", gauge).Metric(labels=self._labels)
         self._requests_family = family("requests_total", "Requests by outcome and reason", counter)
         self._requests: dict[tuple[str, str], Any] = {}
 

@@ -19,7 +19,9 @@ class LoopOptions:
     """How the loop runs.
 
     Attributes:
-        max_rows: Rows of all requests that are being denoised; further requests wait in Triton's queue.
+        max_rows: Rows of all requests that are being denoised; further requests wait.
+        max_queue_size: Requests that may wait; further ones are refused.
+        queue_timeout_s: How long a request may wait.
         frames_per_forward: Rows x latent frames of a forward, at most; None for a default by device.
         max_latent_frames: Waveforms x latent frames of a request, at most.
         text_buckets: Token counts to which text is padded, in rising order.
@@ -30,6 +32,8 @@ class LoopOptions:
     """
 
     max_rows: int = 32
+    max_queue_size: int = 32
+    queue_timeout_s: float = 600.0
     frames_per_forward: int | None = None
     max_latent_frames: int = 16_384
     text_buckets: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
@@ -52,6 +56,8 @@ class LoopOptions:
         reader = _Reader(parameters)
         options = cls(
             max_rows=reader.count("max_rows"),
+            max_queue_size=reader.count("max_queue_size"),
+            queue_timeout_s=float(reader.count("queue_timeout_s")),
             frames_per_forward=reader.count_or_auto("max_frames_per_forward"),
             max_latent_frames=reader.count("max_latent_frames"),
             text_buckets=reader.rising_counts("text_buckets"),

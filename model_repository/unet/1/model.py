@@ -23,8 +23,7 @@ from unet_forward import UNetForward
 class TritonPythonModel:
     """Denoises latents, of several requests together; one response for each request, when it is ready.
 
-    `execute` hands requests to the loop and returns; it blocks while all rows are taken, so that Triton's queue policy
-    holds for the rest.
+    `execute` hands requests to the engine and returns at once. The queue is the engine's (docs/denoising.md tells why).
 
     Inputs (`rows`: the prompts, with guidance after as many negative prompts):
         generated_prompt_embeds: FP32 [rows, 8, GPT-2 width].
