@@ -190,7 +190,10 @@ def measure_overload(report: Report) -> None:
     answers: queue.Queue[tuple[float, object]] = queue.Queue()
 
     def callback(sent: float) -> Callable[[object, object], None]:
-        return lambda result, error: answers.put((time.perf_counter() - sent, error))
+        def note(result: object, error: object) -> None:  # noqa: ARG001 - tritonclient passes both by name
+            answers.put((time.perf_counter() - sent, error))
+
+        return note
 
     with (
         _serve_tiny_unet(max_queue_size=16, max_rows=2) as server,

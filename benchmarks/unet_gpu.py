@@ -8,7 +8,9 @@ import argparse
 import math
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import torch
 from denoising_engine import DenoisingEngine
@@ -72,11 +74,11 @@ class Bench:
         )
         return unet.eval().requires_grad_(False).to(self.device, dtype)
 
-    def ours(self, preparation: Preparation, max_rows: int) -> UNetForward:
+    def ours(self, preparation: Preparation) -> UNetForward:
         """Return ours, with its fixed shapes prepared."""
         forward = UNetForward(self.unet(self.dtype), self.device, max_tokens=512)
         for shape, seconds in forward.prepare(preparation):
-            print(f"prepared {shape} in {seconds:.1f} s (of up to {max_rows} rows)", flush=True)
+            print(f"prepared {shape} in {seconds:.1f} s", flush=True)
         return forward
 
     def clock(self) -> float:
@@ -132,7 +134,7 @@ def measure_steps(bench: Bench, preparation: Preparation, row_counts: list[int],
             ways[f"diffusers, torch.compile ({mode}), {_name(bench.dtype)}"] = lambda rows: partial(
                 bench.diffusers_step, compiled, rows, bench.dtype
             )
-        ours = bench.ours(preparation, max(row_counts))
+        ours = bench.ours(preparation)
         ways[f"this project, {_name(bench.dtype)}"] = lambda rows: partial(ours, *bench.our_inputs(ours, rows))
         flops = _flops(partial(bench.diffusers_step, fp32, 1, torch.float32))
         peak = _matrix_rate(bench)
@@ -167,35 +169,28 @@ def measure_steps(bench: Bench, preparation: Preparation, row_counts: list[int],
     )
 
 
-def measure_loop(bench: Bench, preparation: Preparation, steps: int, report: Report) -> None:
-    """The whole loop of one request, and of 16 together."""
-    config = NoiseSchedulers(SCHEDULER_CONFIG)
+def measure_loop(bench: Bench, preparation: Preparation, steps: int, request_counts: list[int], report: Report) -> None:
+    """The whole loop of one request, and of several together; each way in a process of its own.
+
+    In one process, the threads that OpenMP keeps for one way would slow down the other's.
+    """
+    ways = {
+        f"diffusers, eager, {_name(dtype)}": (1, partial(_time_diffusers_loop, bench, dtype, steps))
+        for dtype in dict.fromkeys((torch.float32, bench.dtype))
+    } | {
+        f"this project, {_name(bench.dtype)}" + " " * index: (n, partial(_time_our_loop, bench, preparation, n, steps))
+        for index, n in enumerate(request_counts)
+    }
     rows = []
-    eager: float | None = None
-    for dtype in dict.fromkeys((torch.float32, bench.dtype)):
-        unet = bench.unet(dtype)
-        samples = bench.measure(partial(_diffusers_loop, bench, unet, dtype, steps), warm_up=1)
+    eager = one = 0.0
+    for name, (requests, way) in ways.items():
+        samples = _in_new_process(way)
         eager = eager or samples.median
-        report.measurements[f"loop, diffusers {dtype}"] = samples.values
-        rows.append((f"diffusers, eager, {_name(dtype)}", "1", str(samples), f"{eager / samples.median:.2f}", "1"))
-    engine = DenoisingEngine(
-        lambda: bench.ours(preparation, 16), SchedulerSteps(config, bench.device), LoopOptions(), LoopMetrics()
-    )
-    one: float | None = None
-    for requests in (1, 4, 16):
-        samples = bench.measure(partial(_our_loop, bench, engine, requests, steps), warm_up=1)
-        one = one or samples.median
-        report.measurements[f"loop, ours, {requests}"] = samples.values
-        rows.append(
-            (
-                f"this project, {_name(bench.dtype)}",
-                str(requests),
-                str(samples),
-                f"{requests * eager / samples.median:.2f}" if eager else "",
-                f"{requests * one / samples.median:.2f}",
-            )
-        )
-    engine.close()
+        one = one or (samples.median if name.startswith("this") else 0.0)
+        report.measurements[f"loop, {name.strip()}, {requests} requests"] = samples.values
+        clips_per_s = requests / samples.median
+        against_one = f"{clips_per_s * one:.2f}" if one else ""
+        rows.append((name.strip(), str(requests), str(samples), f"{clips_per_s * eager:.2f}", against_one))
     report.add(
         Table(
             f"The loop of {steps} DPM++ 2M steps with guidance ({bench.size}, {bench.frames / FRAMES_PER_S:g} s)",
@@ -203,6 +198,22 @@ def measure_loop(bench: Bench, preparation: Preparation, steps: int, report: Rep
             tuple(rows),
         )
     )
+
+
+def _in_new_process(function: Callable[[], Samples]) -> Samples:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(function).result()
+
+
+def _time_diffusers_loop(bench: Bench, dtype: torch.dtype, steps: int) -> Samples:
+    unet = bench.unet(dtype)
+    return bench.measure(partial(_diffusers_loop, bench, unet, dtype, steps), warm_up=1)
+
+
+def _time_our_loop(bench: Bench, preparation: Preparation, requests: int, steps: int) -> Samples:
+    schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), bench.device)
+    with DenoisingEngine(lambda: bench.ours(preparation), schedulers, LoopOptions(), LoopMetrics()) as engine:
+        return bench.measure(partial(_our_loop, bench, engine, requests, steps), warm_up=1)
 
 
 def _diffusers_loop(bench: Bench, unet: AudioLDM2UNet2DConditionModel, dtype: torch.dtype, steps: int) -> Tensor:
@@ -269,6 +280,7 @@ def main() -> None:
     parser.add_argument("--length", type=float, default=10.24, help="seconds of audio")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16" if on_gpu else "bf16")
     parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32] if on_gpu else [2])
+    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16] if on_gpu else [1], help="at once")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=10 if on_gpu else 5)
     parser.add_argument("--compile", default="inductor" if on_gpu else "", metavar="BACKEND", help="empty for eager")
@@ -280,9 +292,13 @@ def main() -> None:
     fixed = tuple(FixedShape(rows, bench.frames, NUM_TOKENS) for rows in sorted({2, 8, 32, *arguments.rows}))
     preparation = Preparation(arguments.compile, on_gpu, fixed if on_gpu or arguments.compile else ())
     what = torch.cuda.get_device_name(device) if on_gpu else "CPU"
-    report = Report(arguments.name, f"The UNet on {what}", f"python -m benchmarks.unet_gpu --size {arguments.size}")
+    report = Report(
+        arguments.name,
+        f"The UNet on {what} in {arguments.dtype}",
+        f"python -m benchmarks.unet_gpu --size {arguments.size} --dtype {arguments.dtype} --steps {arguments.steps}",
+    )
     measure_steps(bench, preparation, arguments.rows, report)
-    measure_loop(bench, preparation, arguments.steps, report)
+    measure_loop(bench, preparation, arguments.steps, arguments.requests, report)
     report.save()
 
 

@@ -145,12 +145,15 @@ def test_a_full_queue_refuses_at_once(unet, make_engine):
     accepted = [engine.submit(make_request(steps=1)) for _ in range(4)]
     with pytest.raises(QueueFullError, match="the queue is full with 3 requests: try again later"):
         engine.submit(make_request(steps=1))
+    with pytest.raises(QueueFullError):
+        engine.check_queue()
     assert engine.num_waiting == 3
     unet.let_through(4)
     for future in accepted:
         future.result(TIMEOUT_S)
     assert unet.forwards == [2, 2, 2, 2]
-    assert engine._metrics.take().requests == {("finished", "ok"): 4, ("refused", "QueueFullError"): 1}
+    assert engine._metrics.take().requests == {("finished", "ok"): 4, ("refused", "QueueFullError"): 2}
+    engine.check_queue()
 
 
 def test_a_request_larger_than_all_rows_runs_alone(unet, make_engine):

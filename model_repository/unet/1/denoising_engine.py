@@ -115,6 +115,17 @@ class DenoisingEngine:
             raise
         return job.future
 
+    def check_queue(self) -> None:
+        """Refuse a request before anything is done for it; `submit` looks again.
+
+        Raises:
+            QueueFullError: As many wait already as may.
+        """
+        if len(self._waiting) >= self._options.max_queue_size:
+            error = self._queue_full_error()
+            self._metrics.count_request(error)
+            raise error
+
     def close(self, drain_timeout_s: float | None = None) -> None:
         """Take no more requests, finish those that run, and end the threads; calling it again does nothing.
 
@@ -142,9 +153,10 @@ class DenoisingEngine:
             self._give_rows()
             if len(self._waiting) > self._options.max_queue_size:
                 self._waiting.remove(job)
-                raise QueueFullError(
-                    f"the queue is full with {self._options.max_queue_size} requests: try again later."
-                )
+                raise self._queue_full_error()
+
+    def _queue_full_error(self) -> QueueFullError:
+        return QueueFullError(f"the queue is full with {self._options.max_queue_size} requests: try again later.")
 
     def _give_rows(self) -> None:
         """Let those that wait start, in their order, as far as there are rows. One that needs more starts alone."""

@@ -62,21 +62,28 @@ class TritonPythonModel:
         )
         self._responder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="responder")
 
-    def execute(self, requests: list[Any]) -> None:
-        """Start each request, or answer it with an error of its own where it is wrong."""
-        for request in requests:
-            sender = request.get_response_sender()
-            try:
-                future = self._start(request, sender.is_cancelled)
-            except DenoisingError as error:
-                _send_error(sender, error)
-            else:
-                future.add_done_callback(self._answer_later(sender))
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Start each request, or refuse it; None stands for a response that comes later."""
+        return [self._start_or_refuse(request) for request in requests]
 
     def finalize(self) -> None:
         """Finish what runs, and answer it."""
         self._engine.close()
         self._responder.shutdown()
+
+    def _start_or_refuse(self, request: Any) -> Any:
+        try:
+            self._engine.check_queue()
+        except DenoisingError as error:
+            return _error_response(error)  # the quickest way, for there may be many of these
+        sender = request.get_response_sender()
+        try:
+            future = self._start(request, sender.is_cancelled)
+        except DenoisingError as error:
+            _send(sender, _error_response(error))
+        else:
+            future.add_done_callback(self._answer_later(sender))
+        return None
 
     def _start(self, request: Any, is_cancelled: Callable[[], bool]) -> "Future[torch.Tensor]":
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
@@ -135,14 +142,16 @@ def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
 def _answer(sender: Any, future: "Future[torch.Tensor]") -> None:
     error = future.exception()
     if isinstance(error, DenoisingError):
-        _send_error(sender, error)
-        return
-    latents = pb_utils.Tensor("latents", future.result().numpy())
-    sender.send(pb_utils.InferenceResponse([latents]), flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        _send(sender, _error_response(error))
+    else:
+        _send(sender, pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))
 
 
-def _send_error(sender: Any, error: DenoisingError) -> None:
-    response = pb_utils.InferenceResponse(
+def _error_response(error: DenoisingError) -> Any:
+    return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(error.message, getattr(pb_utils.TritonError, error.code))
     )
+
+
+def _send(sender: Any, response: Any) -> None:
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
