@@ -115,7 +115,7 @@ class UNetForward:
 
     def prepare(self, preparation: Preparation) -> Iterator[tuple[FixedShape, float]]:
         """Compile and capture every fixed shape; yield each with the seconds that it took."""
-        if preparation.cache_folder:
+        if preparation.compile_backend and preparation.cache_folder:
             _use_compile_cache(preparation.cache_folder)
         function = self._eager
         if preparation.compile_backend:
