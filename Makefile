@@ -16,7 +16,7 @@ INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 # What an exported repository depends on; a change of it means a new export.
 EXPORT_ID  = $(CHECKPOINT) $(shell cat export/*.py | sha256sum | cut -c1-16)
 
-.PHONY: demo serve export test parity lint format lock clean help
+.PHONY: demo serve export test bench parity lint format lock clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,11 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 
 test: $(INSTALLED) ## Run the whole test suite
 	$(BIN)/python -m pytest
+
+bench: $(INSTALLED) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md
+	$(BIN)/python -m benchmarks.denoising
+	$(BIN)/python -m benchmarks.unet_gpu --dtype fp32 --steps 5 --name unet_cpu_fp32
+	$(BIN)/python -m benchmarks.unet_gpu --dtype bf16 --steps 5 --name unet_cpu_bf16
 
 parity: $(INSTALLED) ## Measure the agreement with diffusers and write docs/parity.md
 	$(BIN)/python -m benchmarks.parity

@@ -161,9 +161,13 @@ def _row(cells: Sequence[str]) -> str:
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return result.stdout.strip() or "unknown"
+    """Return the commit, with a plus where files have changed since; documents don't count."""
+    changed = _git("status", "--porcelain", "--", ".", ":!docs")
+    return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S607
 
 
 def _processor() -> str:
