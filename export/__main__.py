@@ -12,6 +12,7 @@ from tqdm import tqdm
 from export.checkpoint import Checkpoint, CheckpointError
 from export.model_names import ENSEMBLE
 from export.onnx_stage import VerificationError
+from export.pytorch_files import PRECISIONS
 from export.repository import STAGES, StageResult, export_checkpoint
 
 
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library.utils.logging.disable_progress_bar()
     try:
         checkpoint = Checkpoint.find(options.checkpoint)
-        _export(checkpoint, options.output, options.name)
+        _export(checkpoint, options.output, options.name, options.precision)
     except (CheckpointError, VerificationError, OSError, ValueError) as error:
         print(f"export: {error} Nothing was changed in {options.output}.", file=sys.stderr)
         return 1
@@ -46,11 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--name", default=ENSEMBLE, help="of the ensemble, for several checkpoints side by side (default: %(default)s)"
     )
-    parser.add_argument("--precision", choices=["fp32"], default="fp32", help="of the weights (default: %(default)s)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the UNet's weights; the other stages stay in fp32 (default: %(default)s)",
+    )
     return parser
 
 
-def _export(checkpoint: Checkpoint, output: Path, name: str) -> None:
+def _export(checkpoint: Checkpoint, output: Path, name: str, precision: str) -> None:
     with tqdm(total=len(STAGES), unit="stage", leave=False, disable=None) as bar:
 
         def report(stage: str, result: StageResult) -> None:
@@ -58,7 +64,9 @@ def _export(checkpoint: Checkpoint, output: Path, name: str) -> None:
             bar.write(f"{stage:12}  {verified:22}  {result.seconds:5.1f} s")
             bar.update()
 
-        export_checkpoint(checkpoint, output, name=name, on_start=bar.set_description, on_done=report)
+        export_checkpoint(
+            checkpoint, output, name=name, precision=precision, on_start=bar.set_description, on_done=report
+        )
 
 
 if __name__ == "__main__":

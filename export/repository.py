@@ -28,10 +28,10 @@ ONNX_STAGES: dict[str, Callable[[Checkpoint], OnnxStage]] = {
     "vocoder": vocoder_stage,
     "clap_audio": clap_audio_stage,
 }
-FILE_STAGES: dict[str, Callable[[Checkpoint, Path], None]] = {
-    "tokenizer": write_tokenizer_files,
+FILE_STAGES: dict[str, Callable[[Checkpoint, Path, str], float | None]] = {
+    "tokenizer": lambda checkpoint, folder, _precision: write_tokenizer_files(checkpoint, folder),
     "unet": write_unet_files,
-    "postprocess": write_postprocess_files,
+    "postprocess": lambda checkpoint, folder, _precision: write_postprocess_files(checkpoint, folder),
 }
 STAGES = (*ONNX_STAGES, *FILE_STAGES)
 """In the order of their export. Every model of the committed repository but the ensemble is one of them."""
@@ -42,7 +42,7 @@ class StageResult:
     """How the export of one stage went.
 
     Attributes:
-        relative_error: Against PyTorch; None where nothing was converted.
+        relative_error: Against PyTorch in float32; None where nothing was converted.
         seconds: Loading, exporting and verifying.
     """
 
@@ -55,6 +55,7 @@ def export_checkpoint(
     output: Path,
     *,
     name: str = ENSEMBLE,
+    precision: str = "fp32",
     on_start: Callable[[str], object],
     on_done: Callable[[str, StageResult], object],
 ) -> None:
@@ -68,6 +69,7 @@ def export_checkpoint(
         output: Where to; made if it doesn't exist.
         name: Of the ensemble. Several checkpoints lie side by side under several names; the stages of all but
             `audioldm2` get the name as a prefix, since Triton's model names are global.
+        precision: Of the UNet's weights, a key of PRECISIONS; the other stages stay in float32.
         on_start: Called with a stage's name before it.
         on_done: Called with a stage's name and result after it.
 
@@ -83,16 +85,15 @@ def export_checkpoint(
         for stage in STAGES:
             on_start(stage)
             started = time.monotonic()
-            error = _export_stage(checkpoint, stage, staging / stage / VERSION)
+            error = _export_stage(checkpoint, stage, staging / stage / VERSION, precision)
             on_done(stage, StageResult(error, time.monotonic() - started))
         _install(staging, output, names)
 
 
-def _export_stage(checkpoint: Checkpoint, name: str, folder: Path) -> float | None:
+def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: str) -> float | None:
     if name in ONNX_STAGES:
         return export_stage(ONNX_STAGES[name](checkpoint), folder)
-    FILE_STAGES[name](checkpoint, folder)
-    return None
+    return FILE_STAGES[name](checkpoint, folder, precision)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from export import __main__ as command
@@ -16,6 +17,7 @@ from export.checkpoint import Checkpoint
 from export.demo import count_parameters, write_checkpoint
 from export.gpt2 import gpt2_stage
 from export.onnx_stage import MAX_RELATIVE_ERROR, OnnxStage, VerificationError, export_stage, relative_error
+from export.pytorch_files import PRECISIONS, write_unet_files
 from export.vae import QUERY_GROUP, VaeDecoder
 
 
@@ -31,6 +33,19 @@ def test_every_stage_agrees_with_pytorch(exported_repository, export_results):
     measured = [error for error in errors.values() if error is not None]
     assert len(measured) == 5
     assert 0 < min(measured) <= max(measured) <= MAX_RELATIVE_ERROR
+
+
+@pytest.mark.parametrize(("precision", "bounds"), [("bf16", (1e-3, 5e-2)), ("fp16", (1e-4, 5e-3))])
+def test_a_rounded_unet_is_close_and_its_error_is_told(demo_checkpoint, tmp_path, precision, bounds):
+    error = write_unet_files(Checkpoint.find(str(demo_checkpoint)), tmp_path, precision)
+    assert bounds[0] < error < bounds[1]
+    with safe_open(tmp_path / "unet" / "diffusion_pytorch_model.safetensors", framework="pt") as weights:
+        dtypes = {weights.get_tensor(name).dtype for name in weights.keys()}  # noqa: SIM118
+    assert dtypes == {PRECISIONS[precision]}
+
+
+def test_the_unet_is_not_rounded_unless_it_is_asked_for(demo_checkpoint, tmp_path):
+    assert write_unet_files(Checkpoint.find(str(demo_checkpoint)), tmp_path) is None
 
 
 def test_a_new_folder_becomes_a_complete_repository(exported_repository):
