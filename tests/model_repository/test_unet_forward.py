@@ -204,7 +204,7 @@ def cache_variable(monkeypatch) -> str:
 
 
 def prepare_cache(folder) -> None:
-    list(make_forward().prepare(Preparation("inductor", cache_folder=folder)))
+    list(make_forward().prepare(Preparation("aot_eager", cache_folder=folder)))
 
 
 def test_the_compile_cache_is_a_private_folder(cache_variable, tmp_path):
