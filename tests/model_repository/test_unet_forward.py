@@ -199,7 +199,7 @@ def test_cuda_graphs_do_nothing_without_a_gpu(recorded_forwards):
 
 @pytest.fixture
 def cache_variable(monkeypatch) -> str:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "as before")  # so that it is put back
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/as/before")  # so that it is put back
     return "TORCHINDUCTOR_CACHE_DIR"
 
 
@@ -220,16 +220,16 @@ def test_a_compile_cache_that_others_can_write_to_is_refused(mode, cache_variabl
     tmp_path.chmod(mode)
     with pytest.raises(PermissionError, match=f"{tmp_path} holds compiled code, and others can write there"):
         prepare_cache(tmp_path)
-    assert os.environ[cache_variable] == "as before"
+    assert os.environ[cache_variable] == "/as/before"
 
 
 def test_a_compile_cache_that_belongs_to_somebody_else_is_refused(cache_variable, tmp_path, monkeypatch):
     monkeypatch.setattr(unet_forward.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(PermissionError, match="make it yours"):
         prepare_cache(tmp_path)
-    assert os.environ[cache_variable] == "as before"
+    assert os.environ[cache_variable] == "/as/before"
 
 
 def test_without_a_compile_cache_the_environment_stays_as_it_is(cache_variable):
     prepare_cache(None)
-    assert os.environ[cache_variable] == "as before"
+    assert os.environ[cache_variable] == "/as/before"
