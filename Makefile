@@ -40,7 +40,9 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 test: $(INSTALLED) ## Run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md
+bench: $(INSTALLED) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md (half an hour)
+	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32
+	$(BIN)/python -m benchmarks.latency --size full
 	$(BIN)/python -m benchmarks.denoising
 	$(BIN)/python -m benchmarks.unet_gpu --dtype fp32 --steps 5 --name unet_cpu_fp32
 	$(BIN)/python -m benchmarks.unet_gpu --dtype bf16 --steps 5 --name unet_cpu_bf16
