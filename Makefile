@@ -34,7 +34,7 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 		&& echo "$(EXPORT_ID)" > "$(REPOSITORY)/.exported"; \
 	fi
 
-.demo/checkpoint/model_index.json: $(INSTALLED) export/demo.py export/demo_text.py
+.demo/checkpoint/model_index.json: $(INSTALLED) export/demo.py export/demo_text.py export/demo_unet.py
 	$(BIN)/python -m export.demo --output .demo/checkpoint
 
 test: $(INSTALLED) ## Run the whole test suite

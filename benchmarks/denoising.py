@@ -26,10 +26,10 @@ from tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_
 from unet_forward import UNetForward
 
 from benchmarks.report import ROOT, Report, Samples, Table
+from export.demo_unet import LATENT_FRAMES_PER_S
 from server import EmbeddedServer
 
 CPU = torch.device("cpu")
-FRAMES_PER_S = 25
 
 EIGHT_KINDS = (
     ("DPMSolverMultistepScheduler", 50, 3.5, 16),
@@ -70,7 +70,7 @@ class Engine:
             generated_prompt_embeds=torch.randn(rows, 8, self._generated_width, generator=generator),
             prompt_embeds=torch.randn(rows, tokens, self._prompt_width, generator=generator),
             attention_mask=torch.ones(rows, tokens, dtype=torch.int64),
-            latents_shape=(waveforms, 8, round(length_s * FRAMES_PER_S), 16),
+            latents_shape=(waveforms, 8, round(length_s * LATENT_FRAMES_PER_S), 16),
             guidance_scale=guidance,
             scheduler=SchedulerRequest(scheduler, "{}", steps, 0.0, seed=tokens),
         )

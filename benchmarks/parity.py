@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from benchmarks.report import ROOT, commit
+
 RESULTS = ROOT / "docs" / "parity.json"
 DOCUMENT = ROOT / "docs" / "parity.md"
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime")
@@ -26,15 +27,8 @@ def measure() -> dict[str, Any]:
         command = [sys.executable, "-m", "pytest", "tests/test_parity.py", "--parity-report", str(report)]
         subprocess.run(command, cwd=ROOT, check=True)
         errors = json.loads(report.read_text())
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],  # noqa: S607
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "machine": f"{platform.machine()}, CPU",
         "versions": {package: version(package) for package in PACKAGES},
         "dtype": "fp32",

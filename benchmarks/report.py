@@ -38,11 +38,6 @@ class Samples:
         """The middle one."""
         return statistics.median(self.values)
 
-    def percentile(self, percent: float) -> float:
-        """Return the value that `percent` of the values don't exceed (nearest rank)."""
-        ordered = sorted(self.values)
-        return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
-
     def __str__(self) -> str:
         if len(self.values) == 1:
             return f"{self.median:.3g} {self.unit}"
@@ -115,7 +110,7 @@ def measure(function: Callable[[], object], clock: Callable[[], float], *, repea
 def describe_machine() -> dict[str, Any]:
     """Return commit, date, processor, memory and versions."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -160,7 +155,7 @@ def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _commit() -> str:
+def commit() -> str:
     """Return the commit, with a plus where files have changed since; documents don't count."""
     changed = _git("status", "--porcelain", "--", ".", ":!docs")
     return (_git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")

@@ -17,7 +17,7 @@ from denoising_engine import DenoisingEngine
 from denoising_request import DenoisingRequest
 from diffusers import AudioLDM2UNet2DConditionModel, DPMSolverMultistepScheduler
 from loop_metrics import LoopMetrics
-from loop_options import LoopOptions
+from loop_options import DTYPES, LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerRequest, SchedulerSteps
 from text_conditioning import Conditioning
@@ -26,23 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import FixedShape, Preparation, UNetForward
 
 from benchmarks.report import Report, Samples, Table, measure
+from export.demo_unet import LATENT_FRAMES_PER_S, UNET_WIDTHS, make_unet, scheduler_config
 
-FRAMES_PER_S = 25
 NUM_TOKENS = 16
-SIZES = {
-    "demo": {"block_out_channels": (64, 64, 96, 128), "attention_head_dim": (2, 2, 3, 4), "layers_per_block": 1},
-    "full": {"block_out_channels": (128, 256, 384, 640), "attention_head_dim": (4, 8, 12, 20), "layers_per_block": 2},
-}
 TEXT_WIDTHS = {"demo": (64, 96), "full": (768, 1024)}
-SCHEDULER_CONFIG = {
-    "_class_name": "DDIMScheduler",
-    "beta_start": 0.0015,
-    "beta_end": 0.0195,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+SCHEDULER_CONFIG = scheduler_config()
 
 
 class Bench:
@@ -50,7 +38,7 @@ class Bench:
 
     def __init__(self, size: str, length_s: float, device: torch.device, dtype: torch.dtype, repeats: int) -> None:
         self.size, self.device, self.dtype, self.repeats = size, device, dtype, repeats
-        self.frames = round(length_s * FRAMES_PER_S)
+        self.length_s, self.frames = length_s, round(length_s * LATENT_FRAMES_PER_S)
         generator = torch.Generator().manual_seed(0)
         self.generated, self.prompt = (
             torch.randn(2, tokens, width, generator=generator)
@@ -62,16 +50,7 @@ class Bench:
     def unet(self, dtype: torch.dtype) -> AudioLDM2UNet2DConditionModel:
         """Return diffusers' UNet, always with the same weights."""
         torch.manual_seed(0)
-        widths = (None, *TEXT_WIDTHS[self.size])
-        unet = AudioLDM2UNet2DConditionModel(
-            in_channels=8,
-            out_channels=8,
-            sample_size=256,
-            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 3),
-            up_block_types=(*("CrossAttnUpBlock2D",) * 3, "UpBlock2D"),
-            cross_attention_dim=(widths,) * 4,
-            **SIZES[self.size],
-        )
+        unet = make_unet(*TEXT_WIDTHS[self.size], **UNET_WIDTHS[self.size])
         return unet.eval().requires_grad_(False).to(self.device, dtype)
 
     def ours(self, preparation: Preparation) -> UNetForward:
@@ -160,7 +139,7 @@ def measure_steps(bench: Bench, preparation: Preparation, row_counts: list[int],
                 )
     report.add(
         Table(
-            f"One step of the UNet ({bench.size}, {bench.frames / FRAMES_PER_S:g} s)",
+            f"One step of the UNet ({bench.size}, {bench.length_s:g} s)",
             ("way", "rows", "time", "faster than eager fp32", "TFLOP/s", "of the matrix rate", "error against fp32"),
             tuple(table),
             note=f"{flops / 1e9:.0f} GFLOP per row; a large matrix product in {_name(bench.dtype)} reached "
@@ -193,7 +172,7 @@ def measure_loop(bench: Bench, preparation: Preparation, steps: int, request_cou
         rows.append((name.strip(), str(requests), str(samples), f"{clips_per_s * eager:.2f}", against_one))
     report.add(
         Table(
-            f"The loop of {steps} DPM++ 2M steps with guidance ({bench.size}, {bench.frames / FRAMES_PER_S:g} s)",
+            f"The loop of {steps} DPM++ 2M steps with guidance ({bench.size}, {bench.length_s:g} s)",
             ("way", "requests at once", "time", "clips per second against eager fp32", "against one request"),
             tuple(rows),
         )
@@ -269,14 +248,14 @@ def _matrix_rate(bench: Bench) -> float:
 
 
 def _name(dtype: torch.dtype) -> str:
-    return {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
+    return next(name for name, value in DTYPES.items() if value == dtype)
 
 
 def main() -> None:
     """Measure, and write the report."""
     on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="full")
+    parser.add_argument("--size", choices=UNET_WIDTHS, default="full")
     parser.add_argument("--length", type=float, default=10.24, help="seconds of audio")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16" if on_gpu else "bf16")
     parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32] if on_gpu else [2])
@@ -287,7 +266,7 @@ def main() -> None:
     parser.add_argument("--name", default="unet_gpu" if on_gpu else "unet_cpu", help="of the JSON file")
     arguments = parser.parse_args()
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[arguments.dtype]
+    dtype = DTYPES[arguments.dtype] or torch.float32
     bench = Bench(arguments.size, arguments.length, device, dtype, arguments.repeats)
     fixed = tuple(FixedShape(rows, bench.frames, NUM_TOKENS) for rows in sorted({2, 8, 32, *arguments.rows}))
     preparation = Preparation(arguments.compile, on_gpu, fixed if on_gpu or arguments.compile else ())

@@ -19,9 +19,7 @@ import torch
 import transformers
 from diffusers import (
     AudioLDM2ProjectionModel,
-    AudioLDM2UNet2DConditionModel,
     AutoencoderKL,
-    DDIMScheduler,
 )
 from safetensors import safe_open
 from tokenizers import ByteLevelBPETokenizer
@@ -42,6 +40,7 @@ from transformers import (
 )
 
 from export.demo_text import SENTENCES
+from export.demo_unet import UNET_WIDTHS, make_scheduler, make_unet
 
 MAX_TEXT_TOKENS = 512
 
@@ -58,7 +57,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "clap_projection": 64,
         "t5": {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4},
         "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
-        "unet": {"block_out_channels": (64, 64, 96, 128), "attention_head_dim": (2, 2, 3, 4), "layers_per_block": 1},
+        "unet": UNET_WIDTHS["demo"],
         "vae": {"block_out_channels": (32, 64, 96), "layers_per_block": 1},
         "vocoder": {"upsample_initial_channel": 256},
     },
@@ -69,11 +68,7 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "clap_projection": 512,
         "t5": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
         "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
-        "unet": {
-            "block_out_channels": (128, 256, 384, 640),
-            "attention_head_dim": (4, 8, 12, 20),
-            "layers_per_block": 2,
-        },
+        "unet": UNET_WIDTHS["full"],
         "vae": {"block_out_channels": (128, 256, 512), "layers_per_block": 2},
         "vocoder": {"upsample_initial_channel": 1024},
     },
@@ -123,15 +118,8 @@ def _components(widths: dict[str, Any], language_model: str) -> dict[str, Any]:
             langauge_model_dim=widths["gpt2"]["n_embd"],
         ),
         "language_model": _gpt2(widths, language_model),
-        "unet": _unet(widths),
-        "scheduler": DDIMScheduler(
-            beta_start=0.0015,
-            beta_end=0.0195,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-        ),
+        "unet": make_unet(widths["gpt2"]["n_embd"], widths["t5"]["d_model"], **widths["unet"]),
+        "scheduler": make_scheduler(),
         "vae": _vae(widths),
         "vocoder": _vocoder(widths),
     }
@@ -184,19 +172,6 @@ def _gpt2(widths: dict[str, Any], language_model: str) -> GPT2LMHeadModel | GPT2
     )
     model.config.max_new_tokens = 8
     return model if language_model == "GPT2LMHeadModel" else model.transformer
-
-
-def _unet(widths: dict[str, Any]) -> AudioLDM2UNet2DConditionModel:
-    # One resolution level after the other: no self-attention; attention to GPT-2's vectors; attention to T5's states.
-    cross_attention_dim = (None, widths["gpt2"]["n_embd"], widths["t5"]["d_model"])
-    return AudioLDM2UNet2DConditionModel(
-        in_channels=8,
-        out_channels=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=(cross_attention_dim,) * 4,
-        **{"sample_size": 256} | widths["unet"],
-    )
 
 
 def _vae(widths: dict[str, Any]) -> AutoencoderKL:

@@ -16,6 +16,9 @@ from export.onnx_stage import relative_error
 MAX_TEXT_TOKENS = 512
 """Where a tokenizer's own configuration sets no smaller length: CLAP's text tower has 512 positions."""
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What the UNet's weights can be rounded to. The other stages stay in float32."""
+
 
 def write_tokenizer_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the version folder of the model `tokenizer`: both tokenizers, the checkpoint's sizes, its schedulers."""
@@ -30,10 +33,6 @@ def write_tokenizer_files(checkpoint: Checkpoint, folder: Path) -> None:
 def write_postprocess_files(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the configuration of CLAP's feature extractor into the version folder of the model `postprocess`."""
     checkpoint.load("feature_extractor").save_pretrained(folder)
-
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What the UNet's weights can be rounded to. The other stages stay in float32."""
 
 
 def write_unet_files(checkpoint: Checkpoint, folder: Path, precision: str = "fp32") -> float | None:

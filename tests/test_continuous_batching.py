@@ -1,25 +1,28 @@
 """Continuous batching over a real Triton: full queues, deadlines, cancellation, shutdown, company."""
 
+import functools
 import queue
 import re
-import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_repository
 import torch
 import tritonclient.grpc
 from audioldm2_client import AudioLDM2Client
+from parity_cases import relative_rms_error
 from tiny_unet import make_request, make_unet, reference_latents, relative_rms, unet_inputs, write_unet_repository
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
 
 TIMEOUT_S = 60.0
+
+wait_until = functools.partial(tiny_repository.wait_until, timeout_s=TIMEOUT_S, what="the metrics")
 
 
 def metric(server: EmbeddedServer, name: str, **labels: str) -> float:
@@ -32,14 +35,6 @@ def metric(server: EmbeddedServer, name: str, **labels: str) -> float:
         ):
             return float(line.rsplit(" ", 1)[1])
     return 0.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll a condition, up to a deadline."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.005)
 
 
 class Caller:
@@ -182,7 +177,7 @@ def test_eight_kinds_at_once_share_forwards_and_each_gets_its_solo_result(triton
         together = list(threads.map(generate, EIGHT_KINDS))
         wait_until(lambda: metric(triton, "requests_in_flight") == 0)
         forwards.append(metric(triton, "rows_per_forward_count"))
-    errors = [np.linalg.norm(b - a) / np.linalg.norm(a) for a, b in zip(solo, together, strict=True)]
+    errors = [relative_rms_error(b, a) for a, b in zip(solo, together, strict=True)]
     assert max(errors) <= 1e-3, errors
     longest = max(kind["num_inference_steps"] for kind in EIGHT_KINDS)
     assert forwards[2] - forwards[1] <= 1.2 * longest < (forwards[1] - forwards[0]) / 3

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from denoising_request import DenoisingRequest
-from diffusers import AudioLDM2UNet2DConditionModel, DDIMScheduler
+from diffusers import AudioLDM2UNet2DConditionModel
 from google.protobuf import text_format
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerRequest, SchedulerSteps
@@ -17,37 +17,23 @@ from tritonclient.grpc import InferInput
 from tritonclient.utils import np_to_triton_dtype
 from unet_forward import UNetForward
 
+from export import demo_unet
+
 CPU = torch.device("cpu")
 GENERATED_WIDTH, PROMPT_WIDTH = 12, 20
-SCHEDULER_CONFIG = {
-    **DDIMScheduler(
-        beta_start=0.0015,
-        beta_end=0.0195,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    ).config,
-    "_class_name": "DDIMScheduler",
-}
+SCHEDULER_CONFIG = demo_unet.scheduler_config()
 
 
 def make_unet(seed: int = 0, **changes: Any) -> AudioLDM2UNet2DConditionModel:
     """Return a UNet of 0.21 M parameters, with the blocks and the attentions of the official one."""
     torch.manual_seed(seed)
-    config = {
-        "in_channels": 8,
-        "out_channels": 8,
+    widths = {
         "block_out_channels": (8, 8, 16, 16),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         "attention_head_dim": 2,
         "layers_per_block": 1,
         "norm_num_groups": 4,
-        "cross_attention_dim": ((None, GENERATED_WIDTH, PROMPT_WIDTH),) * 4,
-        "sample_size": 256,
     }
-    return AudioLDM2UNet2DConditionModel(**config | changes).eval()
+    return demo_unet.make_unet(GENERATED_WIDTH, PROMPT_WIDTH, **widths | changes).eval()
 
 
 def make_forward(seed: int = 0) -> UNetForward:
@@ -145,7 +131,7 @@ def write_unet_repository(repository: Path, **parameters: Any) -> Path:
         config.parameters[name].string_value = str(value)
     (repository / "unet" / "config.pbtxt").write_text(text_format.MessageToString(config))
     version = repository / "unet" / "1"
-    make_unet().save_pretrained(version / "unet")
+    save_unet(version / "unet")
     (version / "scheduler").mkdir(exist_ok=True)
     (version / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULER_CONFIG))
     return repository

@@ -1,11 +1,13 @@
 """The engine's threads: admission, cancellation, deadlines, failures at the start, and the end."""
 
 import dataclasses
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import tiny_repository
 import torch
 from denoising_engine import DenoisingEngine
 from denoising_errors import (
@@ -35,6 +37,8 @@ from tiny_unet import (
 )
 
 TIMEOUT_S = 30.0
+
+wait_until = functools.partial(tiny_repository.wait_until, timeout_s=TIMEOUT_S, what="the engine's state")
 
 
 class GatedUNet:
@@ -89,14 +93,6 @@ def make_engine(unet):
 def in_background():
     with ThreadPoolExecutor() as executor:
         yield executor.submit
-
-
-def wait_until(condition) -> None:
-    """Poll a condition, up to a deadline."""
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def engine_threads() -> list[str]:

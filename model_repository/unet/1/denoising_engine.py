@@ -13,7 +13,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from denoising_errors import (
-    DeadlineError,
     DenoisingError,
     ForwardError,
     QueueFullError,
@@ -217,13 +216,13 @@ class DenoisingEngine:
 
     def _reason_to_drop(self, job: Job) -> DenoisingError | None:
         """Return why a job shall not go on, if there is a reason; asking for cancellation takes a while."""
-        now, where = self._clock(), job.progress
-        if job.deadline is not None and now >= job.deadline:
-            return DeadlineError(f"the time was up {where}.")
+        now = self._clock()
+        if error := job.deadline_error(now):
+            return error
         if job not in self._active and now >= job.arrived_s + self._options.queue_timeout_s:
             return QueueTimeoutError(f"waited for {self._options.queue_timeout_s:g} s in the queue: try again later.")
         if job.is_cancelled():
-            return RequestCancelledError(f"the request was cancelled {where}.")
+            return RequestCancelledError(f"the request was cancelled {job.progress}.")
         return None
 
     def _drop(self, job: Job, error: DenoisingError) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from denoising_errors import DenoisingError
+from denoising_errors import DeadlineError, DenoisingError
 from denoising_request import DenoisingRequest
 from scheduler_steps import Steps
 from text_conditioning import Conditioning
@@ -63,16 +63,17 @@ class Job:
         return len(self.steps.timesteps)
 
     @property
-    def halves(self) -> int:
-        """Rows of a waveform."""
-        return 2 if self.request.do_classifier_free_guidance else 1
-
-    @property
     def progress(self) -> str:
         """How far it is, for a sentence."""
         if not hasattr(self, "tensors"):
             return "before there was room in the denoising loop"
         return f"after {self.forwards_done} of {self.num_forwards} steps"
+
+    def deadline_error(self, now: float) -> DeadlineError | None:
+        """Return an error once the client's time is up."""
+        if self.deadline is None or now < self.deadline:
+            return None
+        return DeadlineError(f"the time was up {self.progress}.")
 
     @property
     def latents(self) -> Tensor:
@@ -105,7 +106,7 @@ class Job:
         """Return the row of `conditioning` that belongs to each row; int64 [rows]."""
         prompts = self.request.num_prompts
         prompt = torch.arange(self.request.num_waveforms) // (self.request.num_waveforms // prompts)
-        if self.halves == 1:
+        if not self.request.do_classifier_free_guidance:
             return prompt
         return torch.stack([prompt, prompts + prompt], dim=1).flatten()
 
@@ -116,6 +117,6 @@ class Job:
         (1 - scale) * unconditional + scale * with prompt.
         """
         weights = self.steps.table.coefficients[self.forwards_done]  # type: ignore[union-attr]
-        scale = self.request.guidance_scale if self.halves == 2 else 1.0
+        scale = self.request.guidance_scale if self.request.do_classifier_free_guidance else 1.0
         noise = weights[:, -1:]
         return np.concatenate([noise * (1.0 - scale), noise * scale, weights[:, :-1]], axis=1, dtype=np.float32)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from denoising_errors import DeadlineError, DenoisingError, ForwardError, ForwardMemoryError, NonFiniteError
+from denoising_errors import DenoisingError, ForwardError, ForwardMemoryError, NonFiniteError
 from denoising_job import Job
 from loop_metrics import LoopMetrics
 from row_packing import PackedJobs, RowRange, halve
@@ -61,8 +61,8 @@ class DenoisingLoop:
         # 1. Whoever has run out of time or was cancelled, leaves.
         now = self._clock()
         for job in self.jobs:
-            if job.deadline is not None and now >= job.deadline:
-                job.drop(DeadlineError(f"the time was up {job.progress}."))
+            if error := job.deadline_error(now):
+                job.drop(error)
         for job in [job for job in self.jobs if job.error]:
             self._leave(job)
         if not self.jobs:

@@ -6,6 +6,9 @@ from denoising_errors import InvalidRequestError
 from scheduler_steps import SchedulerRequest
 from torch import Tensor
 
+NUM_BINS = 16
+"""Of the latents, as all checkpoints have them."""
+
 MAX_STEPS = 10_000
 """For direct calls of the model; what a client may ask of the ensemble is the tokenizer's business."""
 
@@ -54,6 +57,11 @@ class DenoisingRequest:
         return self.guidance_scale > 1.0
 
     @property
+    def rows_per_waveform(self) -> int:
+        """With guidance, the unconditional row and the one with the prompt."""
+        return 2 if self.do_classifier_free_guidance else 1
+
+    @property
     def num_waveforms(self) -> int:
         """How many latents are denoised."""
         return self.latents_shape[0]
@@ -61,12 +69,12 @@ class DenoisingRequest:
     @property
     def num_rows(self) -> int:
         """Rows of the UNet's batch that a step takes."""
-        return self.num_waveforms * (2 if self.do_classifier_free_guidance else 1)
+        return self.num_waveforms * self.rows_per_waveform
 
     @property
     def num_prompts(self) -> int:
         """How many prompts the rows are for."""
-        return len(self.prompt_embeds) // (2 if self.do_classifier_free_guidance else 1)
+        return len(self.prompt_embeds) // self.rows_per_waveform
 
     def check(self, sizes: UNetSizes, max_latent_frames: int) -> None:
         """Look at every shape before memory is allocated.
@@ -90,12 +98,12 @@ class DenoisingRequest:
                 f"latents_shape must be positive sizes with {sizes.num_channels} channels, "
                 f"got {list(self.latents_shape)}."
             )
-        if waveforms * frames * bins > max_latent_frames * 16:
+        if waveforms * frames * bins > max_latent_frames * NUM_BINS:
             raise InvalidRequestError(
-                f"latents_shape is out of bounds: waveforms x frames must be at most {max_latent_frames} with 16 bins "
-                f"each, got {list(self.latents_shape)}."
+                f"latents_shape is out of bounds: waveforms x frames must be at most {max_latent_frames} with "
+                f"{NUM_BINS} bins each, got {list(self.latents_shape)}."
             )
-        if self.num_prompts < 1 or len(self.prompt_embeds) % (self.num_rows // waveforms):
+        if self.num_prompts < 1 or len(self.prompt_embeds) % self.rows_per_waveform:
             raise InvalidRequestError(
                 f"prompt_embeds must have a row for each prompt, and with guidance one more for each negative prompt, "
                 f"got {len(self.prompt_embeds)} rows at guidance_scale {self.guidance_scale:g}."

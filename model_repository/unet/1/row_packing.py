@@ -45,7 +45,6 @@ class PackedJobs:
     """
 
     def __init__(self, jobs: list[Job], device: torch.device, text_buckets: tuple[int, ...]) -> None:
-        self.jobs = tuple(jobs)
         self._device, self._text_buckets = device, text_buckets
         self._memory = max(job.steps.memory for job in jobs)
         starts = np.cumsum([0, *(job.request.num_waveforms for job in jobs)])
@@ -102,7 +101,7 @@ class PackedJobs:
     def _diffusers_step(self, job: Job) -> None:
         unconditional, with_prompt = job.tensors[:, :NUM_NOISES].unbind(1)
         noise_pred = with_prompt
-        if job.halves == 2:
+        if job.request.do_classifier_free_guidance:
             noise_pred = unconditional + job.request.guidance_scale * (with_prompt - unconditional)
         try:
             job.latents.copy_(job.steps.step(job.forwards_done, noise_pred, job.latents.clone()))  # type: ignore[union-attr]
@@ -121,8 +120,9 @@ class PackedJobs:
         for rows in ranges:
             job = rows.job
             index = torch.arange(rows.start, rows.stop)
-            first_slots.append((self._waveforms[job].start + index // job.halves) * slots_per_waveform)
-            halves.append(index % 2 if job.halves == 2 else torch.ones_like(index))
+            rows_per_waveform = job.request.rows_per_waveform
+            first_slots.append((self._waveforms[job].start + index // rows_per_waveform) * slots_per_waveform)
+            halves.append(index % 2 if rows_per_waveform == 2 else torch.ones_like(index))
             prompts = job.prompt_of_row()[rows.start : rows.stop]
             conditionings.append(job.conditioning.rows(prompts.to(self._device)))
         slots = torch.cat(first_slots)

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from denoising_request import UNetSizes
+from denoising_request import NUM_BINS, UNetSizes
 from diffusers import AudioLDM2UNet2DConditionModel
 from onednn_linear import use_onednn_linear
 from safetensors import safe_open
 from text_conditioning import MASK_OF_PADDING, Conditioning, TextProjection
 from torch import Tensor
 
-NUM_BINS = 16
 NUM_VECTORS = 8
-"""Bins of the latents and vectors of GPT-2's, as all checkpoints have them: for shapes that are prepared beforehand."""
+"""Of GPT-2's, as all checkpoints have them: for shapes that are prepared beforehand."""
 
 Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """Latents [rows, channels, frames, bins], timesteps float32 [rows], conditioning -> noise predictions."""
