@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audioldm2_client import _audio_file
-from audioldm2_client._client import DEFAULT_TIMEOUT_S, AudioLDM2Client
+from audioldm2_client._client import AudioLDM2Client
+from audioldm2_client._core import DEFAULT_TIMEOUT_S
 from audioldm2_client._exceptions import (
     AudioLDM2Error,
     DeadlineExceededError,
