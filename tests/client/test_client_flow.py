@@ -93,7 +93,16 @@ def test_what_may_have_been_taken_is_never_sent_again(error):
     with pytest.raises(type(error)) as caught:
         world.infer(A, B)
     assert caught.value is error
-    assert len(world.asked) == 1
+    assert [step.request.model_name for step in world.asked] == ["audioldm2"] + ["jobs"] * (error is LOST)
+
+
+def test_server_that_was_lost_is_told_to_stop():
+    world = World(LOST, answer("denoising", 1, 2, 0))
+    with pytest.raises(ServerUnreachableError):
+        world.infer(A, B)
+    told = {tensor.name: tensor.data.tolist() for tensor in world.asked[1].request.inputs}
+    assert told == {"request_id": [b"r1"], "action": [b"cancel"]}
+    assert world.asked[1].address == A
 
 
 @pytest.mark.parametrize("max_retries", [0, 1, 4])

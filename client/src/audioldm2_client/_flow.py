@@ -4,6 +4,7 @@ A flow is a generator. It yields what is to be done next (`Infer`, `AskReady` or
 the `AudioLDM2Error`, and returns its result. The blocking client and the asyncio client only drive it.
 """
 
+import contextlib
 import random
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
@@ -109,6 +110,7 @@ def infer_flow(request: InferenceRequest, route: Route, max_retries: int, clock:
             raise _of_the_whole_call(error, request, address) from error.__cause__
         except (ServerBusyError, ServerUnreachableError) as error:
             if not error.safe_to_retry:
+                yield from _stop_what_was_lost(request, address)
                 raise
             failure, left_s = error, request.timeout_s - (clock() - start)
         else:
@@ -122,6 +124,12 @@ def _of_the_whole_call(
 ) -> DeadlineExceededError:
     """Name the time that the whole call had, not what was left for its last attempt; the server's words stay."""
     return error if error.server_message is not None else client_deadline_error(request, address)
+
+
+def _stop_what_was_lost(request: InferenceRequest, address: ServerAddress) -> Flow[None]:
+    """Tell the server, if it is there, that nobody waits for the answer any more."""
+    with contextlib.suppress(AudioLDM2Error):
+        yield from jobs_flow(request, address, "cancel", CANCEL_WINDOW_S)
 
 
 def _attempts(route: Route, max_retries: int) -> Iterator[tuple[ServerAddress, float]]:
