@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from audioldm2_client import AudioLDM2Client, Progress
+from tls_server import TlsProxy, guarding_arguments, make_certificates
 
 from server import EmbeddedServer
 
@@ -38,6 +39,29 @@ def toy_repository_without_jobs(tmp_path_factory: pytest.TempPathFactory) -> Pat
 def server_without_jobs(toy_repository_without_jobs: Path) -> Iterator[EmbeddedServer]:
     with EmbeddedServer(toy_repository_without_jobs) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, ca.*, and certificates of it for localhost, server.*, and for a client, client.*."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guarded_server(toy_repository_without_jobs: Path, certificates: Path) -> Iterator[EmbeddedServer]:
+    """A server that wants a certificate over gRPC, and a key."""
+    with EmbeddedServer(toy_repository_without_jobs, extra_arguments=guarding_arguments(certificates)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_proxy(guarded_server: EmbeddedServer, certificates: Path) -> Iterator[TlsProxy]:
+    """TLS before the HTTP port of that server."""
+    proxy = TlsProxy(guarded_server.http_url, certificates)
+    yield proxy
+    proxy.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """What is sent when: retries, failover, cancelling, waiting. No server and no clock: the flows are pure."""
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_no_attempt_begins_after_the_deadline_and_each_is_told_what_is_left():
     assert left[0] == 10
     assert left == sorted(left, reverse=True)
     assert min(left) > 0
-    assert all(earlier - later >= 3 for earlier, later in zip(left, left[1:], strict=False))
+    assert all(earlier - later >= 3 for earlier, later in itertools.pairwise(left))
 
 
 def test_passed_deadline_names_the_time_of_the_whole_call():
@@ -209,7 +210,7 @@ def test_missing_jobs_model_says_what_that_means():
 
 def test_answer_that_breaks_the_contract_is_a_server_fault():
     request = build_jobs_request(REQUEST, "status", 5)
-    with pytest.raises(AudioLDM2Error, match="must say one of queued, .*got 'dancing'"):
+    with pytest.raises(AudioLDM2Error, match=r"must say one of queued, .*got 'dancing'"):
         parse_progress(answer("dancing"), request)
     with pytest.raises(AudioLDM2Error, match="output 'state'"):
         parse_progress(lambda _: None, request)

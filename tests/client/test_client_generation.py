@@ -28,7 +28,7 @@ def stepping(stepping_url):
 def test_handle_comes_at_once_and_the_result_later(stepping):
     generation = stepping.submit("a dog", num_inference_steps=30, seed=7)
     assert not generation.done()
-    with pytest.raises(TimeoutError, match="isn't over after 0.01 s"):
+    with pytest.raises(TimeoutError, match=r"isn't over after 0\.01 s"):
         generation.result(0.01)
     result = generation.result()
     assert generation.done()
@@ -37,11 +37,10 @@ def test_handle_comes_at_once_and_the_result_later(stepping):
 
 
 def test_failure_comes_out_of_the_handle(stepping):
-    generation = stepping.submit("a dog", num_inference_steps=20, seed=-1, scheduler="nosuch")
-    try:
+    generation = stepping.submit("a dog", num_inference_steps=-1)
+    with pytest.raises(InvalidRequestError, match="num_inference_steps") as caught:
         generation.result(30)
-    except InvalidRequestError as error:  # the real server refuses both
-        assert error.request_id == generation.id
+    assert caught.value.request_id == generation.id
     with pytest.raises(InvalidRequestError):
         stepping.submit([])
     with pytest.raises(TypeError):
@@ -64,8 +63,10 @@ def test_handle_tells_progress_and_the_queue(stepping, ask):
     running = [stepping.submit("first", num_inference_steps=LONG) for _ in range(2)]
     for generation in running:
         wait_until(lambda g=generation: g.progress().state == "denoising", 20, "denoising begins")
-    waiting = [stepping.submit("later", num_inference_steps=LONG) for _ in range(2)]
-    wait_until(lambda: waiting[1].progress().state in ("queued", "denoising"), 20, "it is known")
+    waiting = []
+    for _ in range(2):
+        waiting.append(stepping.submit("later", num_inference_steps=LONG))
+        wait_until(lambda: waiting[-1].progress().state in ("queued", "denoising"), 20, "it is known")
     if (progress := waiting[1].progress()).state == "queued":  # the real server may have room for all of them
         assert progress == ask(waiting[1].id) == Progress("queued", 0, 0, 1)
     for generation in (*running, *waiting):
@@ -192,6 +193,11 @@ def test_ctrl_c_in_generate_cancels_on_the_server(stepping_url, ask, on_progress
     wait_until(lambda: ask(request_id).state == "cancelled", 20, "the server has stopped it")
 
 
+def ask_until_told(generation) -> None:
+    """Before the request is sent, nobody is asked."""
+    wait_until(lambda: generation.progress().state != "unknown", 20, "the server is asked")
+
+
 def test_server_without_jobs_generates_and_says_that_it_cannot_tell(url_without_jobs):
     seen = []
     with AudioLDM2Client(url_without_jobs) as client:
@@ -199,8 +205,7 @@ def test_server_without_jobs_generates_and_says_that_it_cannot_tell(url_without_
         assert seen == []
         generation = client.submit("a dog", num_inference_steps=30)
         with pytest.raises(ModelNotFoundError, match=r"can't tell progress, because its model 'jobs' isn't there"):
-            while generation.progress().state == "unknown":
-                pass
+            ask_until_told(generation)
         assert generation.cancel() is False
         with pytest.raises(RequestCancelledError):
             generation.result(10)
@@ -210,8 +215,7 @@ def test_jobs_model_of_another_ensemble_is_asked_for_its_own_progress(stepping_u
     with AudioLDM2Client(stepping_url, model_name="toy_generator") as client:
         generation = client.submit("a dog", num_inference_steps=20)
         with pytest.raises(ModelNotFoundError, match="'toy_generator_jobs'"):
-            while generation.progress().state == "unknown":
-                pass
+            ask_until_told(generation)
         assert generation.cancel() is False
 
 

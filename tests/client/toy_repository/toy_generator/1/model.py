@@ -59,7 +59,7 @@ class TritonPythonModel:
     def answer(self, sender, inputs, description, request_id):
         try:
             response = self.obey(inputs, description, request_id)
-        except Cancelled:
+        except CancelledError:
             response = failure("[CANCELLED] The client gave up.", pb_utils.TritonError.CANCELLED)
         sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
@@ -73,11 +73,13 @@ class TritonPythonModel:
         if order == "wait":
             wait_while_exists(Path(words))
         elif "num_inference_steps" in inputs:
+            if inputs["num_inference_steps"][0] < 1:
+                return failure("[INVALID_ARG] num_inference_steps is out of bounds", pb_utils.TritonError.INVALID_ARG)
             self.denoise(Entry(self.board, request_id), int(inputs["num_inference_steps"][0]))
         return generate(inputs)
 
     def denoise(self, entry, total_steps):
-        """Wait for a slot, then do the steps; raises Cancelled."""
+        """Wait for a slot, then do the steps; raises CancelledError."""
         try:
             self.wait_for_slot(entry)
             try:
@@ -91,7 +93,7 @@ class TritonPythonModel:
             entry.write("decoding", total_steps, total_steps, 0)
             entry.sleep(DECODING_S)
             entry.write("done", total_steps, total_steps, 0)
-        except Cancelled:
+        except CancelledError:
             entry.write("cancelled", 0, total_steps, 0)
             raise
 
@@ -109,7 +111,7 @@ class TritonPythonModel:
                 self.changed.notify_all()
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """Somebody has cancelled this request through `jobs`."""
 
 
@@ -127,7 +129,7 @@ class Entry:
     def sleep(self, seconds):
         time.sleep(seconds)
         if self.path.with_suffix(".cancel").exists():
-            raise Cancelled
+            raise CancelledError
 
 
 def read_inputs(request):
