@@ -18,6 +18,9 @@ POLL_INTERVAL_S = 0.2
 JOBS_TIMEOUT_S = 5.0
 """Time allowed for one call of the jobs model, which only reads a few bytes."""
 
+WATCH_TIMEOUT_S = 2.0
+"""Time allowed for it while somebody waits for the generation itself, which may be done meanwhile."""
+
 JobState = Literal["queued", "denoising", "decoding", "done", "failed", "cancelled", "unknown"]
 Action = Literal["status", "cancel"]
 
