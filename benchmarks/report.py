@@ -63,6 +63,25 @@ class Table:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Plot:
+    """Curves of what a benchmark found.
+
+    Attributes:
+        title: What is compared.
+        x_label: Quantity and unit.
+        y_label: Quantity and unit.
+        curves: Points by name.
+        markers: Whether each point is a measurement of its own, to be marked.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: dict[str, list[tuple[float, float]]]
+    markers: bool = False
+
+
 @dataclass
 class Report:
     """One benchmark's results.
@@ -72,6 +91,7 @@ class Report:
         title: A heading.
         command: That makes it again.
         tables: For people.
+        plots: For people.
         measurements: For programs: everything measured, by name.
         machine: Where it ran.
     """
@@ -80,6 +100,7 @@ class Report:
     title: str
     command: str
     tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
     measurements: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
 
@@ -89,9 +110,11 @@ class Report:
         print("\n".join(_markdown(table)), flush=True)
 
     def save(self) -> None:
-        """Write the JSON file, and docs/benchmarks.md anew."""
+        """Write the JSON file and the plots, and docs/benchmarks.md anew."""
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        for number, plot in enumerate(self.plots):
+            _draw(plot, RESULTS / _plot_file(self.name, number))
         DOCUMENT.write_text(make_document())
 
 
@@ -139,6 +162,8 @@ def make_document() -> str:
         ]
         for table in report["tables"]:
             lines += ["", *_markdown(Table(**table))]
+        for number, plot in enumerate(report.get("plots", [])):
+            lines += ["", f"![{plot['title']}](benchmarks/{_plot_file(report['name'], number)})"]
     return "\n".join(lines) + "\n"
 
 
@@ -153,6 +178,27 @@ def _markdown(table: Table) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _plot_file(report: str, number: int) -> str:
+    return f"{report}_{number}.svg"
+
+
+def _draw(plot: Plot, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = plot.title  # equal points, equal file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, points in plot.curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o" if plot.markers else None, label=name)
+    axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def commit() -> str:

@@ -171,6 +171,8 @@ def session_options(config: BackendConfig) -> Any:
         options.enable_cpu_mem_arena = config.enable_mem_arena
     if config.enable_mem_pattern is not None:
         options.enable_mem_pattern = config.enable_mem_pattern
+    # Threads that wait actively take the cores from the stages of other requests (docs/tuning.md).
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in config.session_entries.items():
         options.add_session_config_entry(key, value)
     return options
