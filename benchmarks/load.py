@@ -1,4 +1,4 @@
-"""Mixed requests of many clients: batched continuously, one at a time, and one at a time in diffusers.
+"""Mixed requests of many clients: batched continuously, one at a time, and in diffusers.
 
 `python -m benchmarks.load`; about fifteen minutes. Requests arrive as a Poisson process, and each one's latency counts
 from its planned arrival, so that waiting clients don't slow the load down. Every way gets the same arrivals.
@@ -32,6 +32,12 @@ PROMPTS = (
 LENGTHS_S = (0.64, 1.28, 2.56)
 STEPS = (5, 10, 20)
 PERCENTILES = (50, 95, 99)
+MIX = f"{', '.join(f'{length:g}' for length in LENGTHS_S)} s; {', '.join(map(str, STEPS))} steps, guidance"
+CLIENTS = 16
+LOAD = 0.8
+BATCHED, ONE_AT_A_TIME = "continuous batching", "one request at a time"
+Run = tuple[list[float], float]
+"""Latencies, and the time to the last answer, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +72,15 @@ def draw_calls(rate: float, count: int, seed: int) -> list[Call]:
     return calls
 
 
-def run_open_loop(generate: Generate, calls: list[Call], workers: int) -> tuple[list[float], float]:
-    """Send every call at its time; return the latencies and the time to the last answer, in seconds."""
+def run_open_loop(generate: Generate, calls: list[Call]) -> Run:
+    """Send every call at its time, however many are under way."""
     start = time.perf_counter()
 
     def timed(call: Call) -> float:
         generate(call)
         return time.perf_counter() - start - call.at_s
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(len(calls)) as pool:
         futures = []
         for call in calls:
             time.sleep(max(0.0, start + call.at_s - time.perf_counter()))
@@ -83,10 +89,10 @@ def run_open_loop(generate: Generate, calls: list[Call], workers: int) -> tuple[
     return latencies, time.perf_counter() - start
 
 
-def run_closed_loop(generate: Generate, calls: list[Call], workers: int) -> float:
-    """Let `workers` clients send the calls as fast as they are answered; return requests per second."""
+def run_closed_loop(generate: Generate, calls: list[Call]) -> float:
+    """Let CLIENTS clients send the calls as fast as they are answered; return requests per second."""
     start = time.perf_counter()
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(CLIENTS) as pool:
         list(pool.map(generate, calls))
     return len(calls) / (time.perf_counter() - start)
 
@@ -103,54 +109,67 @@ def served(repository: Path, stack: ExitStack) -> Generate:
     )
 
 
-def prepare(folder: Path, stack: ExitStack) -> dict[str, tuple[Generate, int]]:
-    """Return what answers a call in each way, and how many calls it can be given at once."""
-    repository = export_new_checkpoint(folder)
-    one_at_a_time = copy_with_parameters(repository, folder / "one_at_a_time", {"unet": {"max_rows": "1"}})
+def in_diffusers(checkpoint: Path, stack: ExitStack) -> Generate:
+    """Load diffusers' pipeline; return what asks it. One thread does it all, so that there is one OpenMP team."""
+    worker = stack.enter_context(ThreadPoolExecutor(1))
+    diffusers = worker.submit(Diffusers, checkpoint).result()
+    return lambda call: worker.submit(diffusers.generate, call.length_s, call.steps, call.prompt).result()
+
+
+def prepare(folder: Path, stack: ExitStack) -> dict[str, Generate]:
+    """Return what answers a call, in each way."""
+    exported = export_new_checkpoint(folder)
+    patient = {"max_queue_size": "1000"}  # nothing is refused
+    batched = copy_with_parameters(exported, folder / "batched", {"unet": patient})
+    one_at_a_time = copy_with_parameters(exported, folder / "one_at_a_time", {"unet": patient | {"max_rows": "1"}})
     write_checkpoint(folder / "lm_head", language_model="GPT2LMHeadModel")
-    diffusers = Diffusers(folder / "lm_head")
     return {
-        "continuous batching": (served(repository, stack), 64),
-        "one request at a time": (served(one_at_a_time, stack), 64),
-        "diffusers, one at a time": (lambda call: diffusers.generate(call.length_s, call.steps, call.prompt), 1),
+        BATCHED: served(batched, stack),
+        ONE_AT_A_TIME: served(one_at_a_time, stack),
+        "diffusers, one at a time": in_diffusers(folder / "lm_head", stack),
     }
 
 
 def measure(arguments: argparse.Namespace, report: Report) -> None:
-    """Find the capacities, and then load every way in turns with 80 % of that of one request at a time."""
+    """Find the capacities, and then load the ways in turns with 80 % of them."""
     with tempfile.TemporaryDirectory(prefix="load-") as folder, ExitStack() as stack:
         ways = prepare(Path(folder), stack)
-        for generate, workers in ways.values():
-            run_closed_loop(generate, draw_calls(1.0, 6, seed=0), workers)  # warm up
+        for generate in ways.values():
+            run_closed_loop(generate, draw_calls(1.0, 6, seed=0))  # warm up
         capacities: dict[str, list[float]] = {name: [] for name in ways}
         for repeat in range(arguments.repeats):
-            for name, (generate, workers) in ways.items():
+            for name, generate in ways.items():
                 calls = draw_calls(1.0, arguments.requests // 2, seed=100 + repeat)
-                capacities[name].append(run_closed_loop(generate, calls, min(16, workers)))
-        rate = 0.8 * float(np.median(capacities["one request at a time"]))
-        runs: dict[str, list[tuple[list[float], float]]] = {name: [] for name in ways}
-        for repeat in range(arguments.repeats):
-            calls = draw_calls(rate, arguments.requests, seed=repeat)
-            for name, (generate, workers) in ways.items():
-                runs[name].append(run_open_loop(generate, calls, workers))
-                print(f"{repeat + 1}/{arguments.repeats} {name}: p95 {np.percentile(runs[name][-1][0], 95):.2f} s")
-    report.measurements.update(rate=rate, capacities=capacities, runs=runs)
-    tabulate(report, capacities, runs, rate, arguments.requests)
+                capacities[name].append(run_closed_loop(generate, calls))
+                print(f"{repeat + 1}/{arguments.repeats} {name}: {capacities[name][-1]:.2f} requests/s", flush=True)
+        tabulate_capacities(report, capacities)
+        for name in (ONE_AT_A_TIME, BATCHED):
+            rate = LOAD * float(np.median(capacities[name]))
+            compared = {way: generate for way, generate in ways.items() if way in (ONE_AT_A_TIME, BATCHED)}
+            runs = measure_rate(compared, rate, arguments)
+            report.measurements[f"{LOAD:.0%} of the capacity of {name}"] = {"rate": rate, "runs": runs}
+            tabulate_latencies(report, name, runs, rate, arguments.requests)
+    report.measurements["capacities"] = capacities
 
 
-def tabulate(
-    report: Report,
-    capacities: dict[str, list[float]],
-    runs: dict[str, list[tuple[list[float], float]]],
-    rate: float,
-    requests: int,
-) -> None:
-    """Add the capacities, the percentiles and the distribution."""
-    mix = f"{', '.join(f'{length:g}' for length in LENGTHS_S)} s; {', '.join(map(str, STEPS))} steps, guidance"
-    single = float(np.median(capacities["one request at a time"]))
+def measure_rate(ways: dict[str, Generate], rate: float, arguments: argparse.Namespace) -> dict[str, list[Run]]:
+    """Load the ways in turns; return the latencies and the duration of every run."""
+    runs: dict[str, list[Run]] = {name: [] for name in ways}
+    for repeat in range(arguments.repeats):
+        calls = draw_calls(rate, arguments.requests, seed=repeat)
+        for name, generate in ways.items():
+            runs[name].append(run_open_loop(generate, calls))
+            p95 = np.percentile(runs[name][-1][0], 95)
+            print(f"{repeat + 1}/{arguments.repeats} {rate:.2f}/s, {name}: p95 {p95:.2f} s", flush=True)
+    return runs
+
+
+def tabulate_capacities(report: Report, capacities: dict[str, list[float]]) -> None:
+    """Add how many requests each way answers."""
+    single = float(np.median(capacities[ONE_AT_A_TIME]))
     report.add(
         Table(
-            f"As many requests as are answered, 16 clients ({mix})",
+            f"As many requests as are answered, {CLIENTS} clients ({MIX})",
             ("", "throughput", "of one at a time"),
             tuple(
                 (name, str(Samples(tuple(values), "requests/s")), f"{np.median(values) / single:.2f}")
@@ -158,12 +177,17 @@ def tabulate(
             ),
         )
     )
+
+
+def tabulate_latencies(report: Report, whose: str, runs: dict[str, list[Run]], rate: float, requests: int) -> None:
+    """Add the percentiles and the distribution at one rate."""
     p95 = {name: [float(np.percentile(latencies, 95)) for latencies, _ in way] for name, way in runs.items()}
-    reference = float(np.median(p95["one request at a time"]))
+    reference = float(np.median(p95[ONE_AT_A_TIME]))
     audio_s = sum(call.length_s for call in draw_calls(rate, requests, seed=0))
+    load = f"{rate:.2f} requests per second, {LOAD:.0%} of the capacity of {whose}"
     report.add(
         Table(
-            f"Poisson arrivals, {rate:.2f} requests per second, 80 % of the capacity of one request at a time ({mix})",
+            f"Poisson arrivals, {load} ({MIX})",
             ("", *(f"p{percentile}" for percentile in PERCENTILES), "p95 against one at a time", "audio"),
             tuple(
                 (
@@ -177,12 +201,12 @@ def tabulate(
                 )
                 for name, way in runs.items()
             ),
-            note=f"{requests} requests in each run, with the same arrivals for all.",
+            note=f"{requests} requests in each run, with the same arrivals for both.",
         )
     )
     report.plots.append(
         Plot(
-            "Latencies under Poisson load",
+            f"Latencies at {load}",
             "latency in s",
             "share of requests answered within it",
             {name: _distribution([value for one, _ in way for value in one]) for name, way in runs.items()},
