@@ -3,7 +3,7 @@
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from export.checkpoint import Checkpoint
@@ -20,29 +20,36 @@ def export_new_checkpoint(folder: Path, size: str = "demo") -> Path:
     return repository
 
 
-def copy_with_parameters(repository: Path, copy: Path, parameters: Mapping[str, Mapping[str, str]]) -> Path:
-    """Copy a repository, with hard links to its weights, and set parameters in its configurations.
+Edit = Callable[[str], str]
+"""From the text of a configuration to another."""
 
-    Args:
-        repository: What to copy.
-        copy: Where to.
-        parameters: By model, then by the parameter's key. Every one must be there already.
 
-    Returns:
-        `copy`.
+def parameter(key: str, value: str) -> Edit:
+    """Return what sets a parameter, whether the configuration has it already or not."""
 
-    Raises:
-        ValueError: A configuration doesn't have the parameter.
-    """
+    def edit(config: str) -> str:
+        pattern = rf'(key: "{re.escape(key)}" value: {{ string_value: )"[^"]*"'
+        config, count = re.subn(pattern, rf'\g<1>"{value}"', config)
+        if count:
+            return config
+        return f'{config}parameters [ {{ key: "{key}" value: {{ string_value: "{value}" }} }} ]\n'
+
+    return edit
+
+
+def instances(count: int) -> Edit:
+    """Return what sets the number of a model's instances."""
+    return lambda config: re.sub(r"instance_group \[ { count: \d+", f"instance_group [ {{ count: {count}", config)
+
+
+def copy_with(repository: Path, copy: Path, edits: Mapping[str, Sequence[Edit]]) -> Path:
+    """Copy a repository, with hard links to its weights, and edit configurations, by model; return `copy`."""
     shutil.copytree(repository, copy, copy_function=os.link)
-    for model, values in parameters.items():
+    for model, changes in edits.items():
         path = copy / model / "config.pbtxt"
         config = path.read_text()
-        for key, value in values.items():
-            pattern = rf'(key: "{re.escape(key)}" value: {{ string_value: )"[^"]*"'
-            config, count = re.subn(pattern, rf'\g<1>"{value}"', config)
-            if count != 1:
-                raise ValueError(f"{path} has no parameter {key}")
+        for change in changes:
+            config = change(config)
         path.unlink()  # the link, so that the original stays as it is
         path.write_text(config)
     return copy
