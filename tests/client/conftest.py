@@ -1,27 +1,98 @@
-"""A real Triton server over a toy model repository, one for all tests of the client."""
+"""A real Triton server over a toy model repository, one for all tests of the client, and one without the model `jobs`.
+
+What asks for `stepping_server` relies on the contract alone: the server of the real models can take its place.
+"""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-from audioldm2_client import AudioLDM2Client
+import tritonclient.grpc as triton
+from audioldm2_client import AudioLDM2Client, Progress
+from tls_server import TlsProxy, guarding_arguments, make_certificates
 
 from server import EmbeddedServer
 
+TOY_REPOSITORY = Path(__file__).parent / "toy_repository"
+
 
 @pytest.fixture(scope="session")
-def toy_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    repository = tmp_path_factory.mktemp("toy") / "model_repository"
-    shutil.copytree(Path(__file__).parent / "toy_repository", repository)
-    with EmbeddedServer(repository) as server:
+def toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shutil.copytree(TOY_REPOSITORY, tmp_path_factory.mktemp("toy") / "model_repository")
+
+
+@pytest.fixture(scope="session")
+def toy_server(toy_repository: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(toy_repository) as server:
         yield server
 
 
+@pytest.fixture(scope="session")
+def toy_repository_without_jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    repository = tmp_path_factory.mktemp("without_jobs") / "model_repository"
+    return shutil.copytree(TOY_REPOSITORY, repository, ignore=shutil.ignore_patterns("jobs"))
+
+
+@pytest.fixture(scope="session")
+def server_without_jobs(toy_repository_without_jobs: Path) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(toy_repository_without_jobs) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, ca.*, and certificates of it for localhost, server.*, and for a client, client.*."""
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def guarded_server(toy_repository_without_jobs: Path, certificates: Path) -> Iterator[EmbeddedServer]:
+    """A server that wants a certificate over gRPC, and a key."""
+    with EmbeddedServer(toy_repository_without_jobs, extra_arguments=guarding_arguments(certificates)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tls_proxy(guarded_server: EmbeddedServer, certificates: Path) -> Iterator[TlsProxy]:
+    """TLS before the HTTP port of that server."""
+    proxy = TlsProxy(guarded_server.http_url, certificates)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="session")
+def stepping_server(toy_server: EmbeddedServer) -> EmbeddedServer:
+    """A server whose generations take time, in steps, and which has the model `jobs`."""
+    return toy_server
+
+
 @pytest.fixture(params=["grpc", "http"])
-def url(request: pytest.FixtureRequest, toy_server: EmbeddedServer) -> str:
+def protocol(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def url_of(server: EmbeddedServer, protocol: str) -> str:
+    return f"grpc://{server.grpc_url}" if protocol == "grpc" else f"http://{server.http_url}"
+
+
+@pytest.fixture
+def url(protocol: str, toy_server: EmbeddedServer) -> str:
     """The toy server's URL: every test that asks for it runs over both protocols."""
-    return f"grpc://{toy_server.grpc_url}" if request.param == "grpc" else f"http://{toy_server.http_url}"
+    return url_of(toy_server, protocol)
+
+
+@pytest.fixture
+def stepping_url(protocol: str, stepping_server: EmbeddedServer) -> str:
+    return url_of(stepping_server, protocol)
+
+
+@pytest.fixture
+def url_without_jobs(protocol: str, server_without_jobs: EmbeddedServer) -> str:
+    return url_of(server_without_jobs, protocol)
 
 
 @pytest.fixture
@@ -36,3 +107,18 @@ def waiting(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "waiting"
     yield path
     path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def ask(stepping_server: EmbeddedServer) -> Iterator[Callable[[str], Progress]]:
+    """Asks the model `jobs` about a request, through tritonclient alone."""
+    with triton.InferenceServerClient(stepping_server.grpc_url) as plain:
+
+        def progress_of(request_id: str) -> Progress:
+            tensor = triton.InferInput("request_id", [1], "BYTES")
+            tensor.set_data_from_numpy(np.array([request_id.encode()], np.object_))
+            answer = plain.infer("jobs", [tensor])
+            numbers = [int(answer.as_numpy(name)[0]) for name in ("step", "total_steps", "requests_ahead")]
+            return Progress(answer.as_numpy("state")[0].decode(), *numbers)
+
+        yield progress_of

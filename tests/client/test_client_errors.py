@@ -115,15 +115,15 @@ def test_every_error_is_public_picklable_and_one_family():
         ("[::1]:8001", "grpc://[::1]:8001"),
         ("http://host:8000", "http://host:8000"),
         ("http://host:8000/triton/", "http://host:8000/triton"),
+        ("grpcs://host:443", "grpcs://host:443"),
+        ("https://host:443/triton", "https://host:443/triton"),
     ],
 )
 def test_url_is_understood(url, text):
     assert str(parse_url(url)) == text
 
 
-@pytest.mark.parametrize(
-    "url", ["", "localhost", "ftp://a:1", "https://a:1", "http://a", ":8001", "a:b", "a:99999", "a:1/x", "u@a:1"]
-)
+@pytest.mark.parametrize("url", ["", "localhost", "ftp://a:1", "http://a", ":8001", "a:b", "a:99999", "a:1/x", "u@a:1"])
 def test_bad_url_is_a_value_error_that_shows_it(url):
     with pytest.raises(ValueError, match=r"url (must|has)") as caught:
         parse_url(url)

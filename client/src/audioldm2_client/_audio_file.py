@@ -1,11 +1,11 @@
-"""Audio files: what can be written where, and writing it whole or not at all."""
+"""Audio files: what can be written where, and writing it."""
 
-import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+
+from audioldm2_client._whole_file import check_folder, whole_file
 
 _FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
@@ -19,12 +19,7 @@ def check_path(path: Path) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"file name must end in {' or '.join(_FORMATS)}; got {str(path)!r}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"folder {str(path.parent)!r} doesn't exist; create it first")
-    if path.is_dir():
-        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file")
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"folder {str(path.parent)!r} isn't writable")
+    check_folder(path)
 
 
 def write(path: Path, waveform: npt.NDArray[np.float32], sampling_rate: int, subtype: str) -> Path:
@@ -45,10 +40,6 @@ def write(path: Path, waveform: npt.NDArray[np.float32], sampling_rate: int, sub
         raise ValueError(f"subtype of a {file_format} file must be one of {allowed}; got {subtype!r}")
     if not np.isfinite(waveform).all():
         raise ValueError("audio holds NaN or infinite samples; it can't be written as sound")
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
+    with whole_file(path) as temporary:
         soundfile.write(temporary, waveform, sampling_rate, format=file_format, subtype=subtype)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -1,137 +1,85 @@
-"""The command `audioldm2`: one prompt in, audio files out."""
+"""The command `audioldm2`: prompts in, audio files out."""
 
 import argparse
-import os
+import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from audioldm2_client import _audio_file
-from audioldm2_client._client import DEFAULT_TIMEOUT_S, AudioLDM2Client
-from audioldm2_client._exceptions import (
-    AudioLDM2Error,
-    DeadlineExceededError,
-    InvalidRequestError,
-    ServerBusyError,
-    ServerUnreachableError,
-)
+from audioldm2_client import _audio_file, _exit_status, _playback, _report, _spectrogram
+from audioldm2_client._cli_options import client_settings, generation_options, make_parser, parse
+from audioldm2_client._client import AudioLDM2Client
+from audioldm2_client._exceptions import AudioLDM2Error
+from audioldm2_client._exit_status import fail, status_of
+from audioldm2_client._progress_bar import GenerationBar, is_terminal
 from audioldm2_client._result import GenerationResult
-
-EXIT_FAULT = 1
-EXIT_USAGE = 2
-EXIT_UNAVAILABLE = 3
-EXIT_DEADLINE = 4
-EXIT_INTERRUPTED = 130
-
-_EPILOG = """\
-The server's defaults hold for every option that isn't given; AUDIOLDM2_URL sets the default of --url.
-
-exit status: 0 done; 1 the server failed or the file could not be written; 2 bad usage, or the server refuses a value;
-3 server busy or unreachable, try again later; 4 not done within --timeout; 130 interrupted
-"""
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="audioldm2",
-        description="Generate sound from text on a Triton server.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("prompt", metavar="PROMPT", help="what to hear")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, required=True, help=".wav or .flac")
-    parser.add_argument(
-        "--url", default=os.environ.get("AUDIOLDM2_URL") or "localhost:8001", help="HOST:PORT or http://HOST:PORT"
-    )
-    parser.add_argument("--model", metavar="NAME", default="audioldm2", help="ensemble on the server")
-    parser.add_argument("--negative-prompt", metavar="TEXT", help="what not to hear")
-    parser.add_argument("--steps", metavar="N", type=int, help="denoising steps")
-    parser.add_argument("--guidance-scale", metavar="X", type=float, help="how closely to follow the prompt")
-    parser.add_argument("--length", metavar="SECONDS", type=float, help="length of the audio")
-    parser.add_argument("--candidates", metavar="N", type=int, help="waveforms, best first: FILE-1, FILE-2, ...")
-    parser.add_argument("--seed", metavar="N", type=int, help="equal seeds give equal audio")
-    parser.add_argument("--scheduler", metavar="NAME", help="diffusers' class name")
-    parser.add_argument("--eta", metavar="X", type=float, help="noise of the DDIM scheduler")
-    parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=DEFAULT_TIMEOUT_S, help="default: %(default)g"
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     try:
-        return _run(make_parser().parse_args(argv))
+        arguments = parse(make_parser(), argv)
+        if arguments.prompts is not None:
+            from audioldm2_client._batch_command import run_batch_command
+
+            return run_batch_command(arguments)
+        return _run(arguments)
     except KeyboardInterrupt:
-        return _fail("interrupted", EXIT_INTERRUPTED)
+        return fail("interrupted", _exit_status.INTERRUPTED)
 
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        _audio_file.check_path(arguments.output)
-        client = AudioLDM2Client(arguments.url, model_name=arguments.model, timeout_s=arguments.timeout)
+        player = _check_outputs(arguments)
+        client = AudioLDM2Client(**client_settings(arguments))
     except (ValueError, OSError) as error:
-        return _fail(error, EXIT_USAGE)
+        return fail(error, _exit_status.USAGE)
     try:
-        with client:
+        with client, GenerationBar(shown=is_terminal() and not arguments.no_progress) as bar:
             start = time.monotonic()
-            result = _generate(client, arguments)
+            result = client.generate(arguments.prompt, **generation_options(arguments), on_progress=bar)
             elapsed_s = time.monotonic() - start
     except AudioLDM2Error as error:
-        return _fail(error, _exit_status(error))
+        return fail(error, status_of(error))
+    try:
+        paths = _save(result, arguments)
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: soundfile's, such as a full disk
+        return fail(f"can't write {str(arguments.output)!r}: {error}", _exit_status.FAULT)
+    _print(result, paths, elapsed_s, as_json=arguments.json)
+    return _play(player, paths[0])
+
+
+def _check_outputs(arguments: argparse.Namespace) -> list[str] | None:
+    """Find out before the work whether its results can be written and played; return the player's command."""
+    _audio_file.check_path(arguments.output)
+    if arguments.spectrogram is not None:
+        _spectrogram.check(arguments.spectrogram)
+    return _playback.find_player(arguments.output) if arguments.play else None
+
+
+def _save(result: GenerationResult, arguments: argparse.Namespace) -> list[Path]:
+    paths = _report.save(result, arguments.output)
+    if arguments.spectrogram is not None:
+        _spectrogram.write(arguments.spectrogram, result.audio[0])
+    return paths
+
+
+def _print(result: GenerationResult, paths: list[Path], elapsed_s: float, *, as_json: bool) -> None:
     if truncated := int(result.truncated_tokens.max()):
         print(f"audioldm2: the prompt is too long: its last {truncated} tokens had no effect", file=sys.stderr)
-    try:
-        _save(result, arguments.output)
-    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: soundfile's, such as a full disk
-        return _fail(f"can't write {str(arguments.output)!r}: {error}", EXIT_FAULT)
+    if as_json:
+        print(json.dumps(_report.as_json(result, paths, elapsed_s), ensure_ascii=False))
+        return
+    print("\n".join(_report.lines(result, paths)))
     print(f"seed {result.seed}, generated in {elapsed_s:.1f} s")
+
+
+def _play(player: list[str] | None, path: Path) -> int:
+    if player is not None:
+        sys.stdout.flush()
+        try:
+            _playback.play(player, path)
+        except OSError as error:
+            return fail(f"can't play {str(path)!r}: {error}", _exit_status.FAULT)
     return 0
-
-
-def _generate(client: AudioLDM2Client, arguments: argparse.Namespace) -> GenerationResult:
-    return client.generate(
-        arguments.prompt,
-        negative_prompt=arguments.negative_prompt,
-        num_inference_steps=arguments.steps,
-        guidance_scale=arguments.guidance_scale,
-        audio_length_in_s=arguments.length,
-        num_waveforms_per_prompt=arguments.candidates,
-        seed=arguments.seed,
-        scheduler=arguments.scheduler,
-        eta=arguments.eta,
-    )
-
-
-def _save(result: GenerationResult, output: Path) -> None:
-    """Write every waveform and say so, a line for each."""
-    count, samples = result.audio.shape
-    for index in range(count):
-        path = output if count == 1 else output.with_stem(f"{output.stem}-{index + 1}")
-        result.save(path, index)
-        score = "" if count == 1 else f", CLAP score {result.clap_scores[index]:.3f}"
-        print(f"{path}: {samples / result.sampling_rate:.2f} s at {result.sampling_rate} Hz{score}")
-
-
-def _exit_status(error: AudioLDM2Error) -> int:
-    if isinstance(error, InvalidRequestError):
-        return EXIT_USAGE
-    if isinstance(error, (ServerBusyError, ServerUnreachableError)):
-        return EXIT_UNAVAILABLE
-    return EXIT_DEADLINE if isinstance(error, DeadlineExceededError) else EXIT_FAULT
-
-
-def _fail(reason: object, status: int) -> int:
-    """Say why in one line; what a server adds below it, such as a traceback, is in its log."""
-    print(f"audioldm2: {str(reason).strip().splitlines()[0]}", file=sys.stderr)
-    return status
-
-
-def _version() -> str:
-    from audioldm2_client import __version__
-
-    return __version__

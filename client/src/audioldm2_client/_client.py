@@ -1,60 +1,78 @@
 """The blocking client."""
 
-import uuid
-from collections.abc import Sequence
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from audioldm2_client._request import GenerationOptions, InferenceRequest, build_request, check_timeout
-from audioldm2_client._result import GenerationResult, parse_response
-from audioldm2_client._transport import make_transport
-from audioldm2_client._url import parse_url
+from audioldm2_client._connection import TlsOptions
+from audioldm2_client._core import (
+    DEFAULT_MAX_RETRIES,
+    DEFAULT_READY_TIMEOUT_S,
+    DEFAULT_TIMEOUT_S,
+    DEFAULT_URL,
+    ClientCore,
+)
+from audioldm2_client._flow import ready_flow, wait_until_ready_flow
+from audioldm2_client._generation import Generation, drive
+from audioldm2_client._jobs import DEFAULT_MODEL_NAME, JOBS_TIMEOUT_S, ProgressCallback
+from audioldm2_client._request import check_timeout
+from audioldm2_client._result import GenerationResult
+from audioldm2_client._transport import Transport, make_transport
+from audioldm2_client._url import ServerAddress
 
-DEFAULT_TIMEOUT_S = 600.0
-
-
-class _ClientCore:
-    """Policy without I/O: what holds for every client, blocking or not."""
-
-    def __init__(self, url: str, *, model_name: str, timeout_s: float) -> None:
-        self.model_name = model_name
-        self.timeout_s = check_timeout(timeout_s)
-        self._address = parse_url(url)
-        self._closed = False
-
-    def _prepare(
-        self, prompt: str | Sequence[str], options: GenerationOptions, timeout_s: float | None
-    ) -> InferenceRequest:
-        if self._closed:
-            raise RuntimeError("the client is closed; make a new one")
-        return build_request(
-            prompt,
-            options,
-            model_name=self.model_name,
-            request_id=uuid.uuid4().hex,
-            timeout_s=self.timeout_s if timeout_s is None else timeout_s,
-        )
+_open_clients: "weakref.WeakSet[AudioLDM2Client]" = weakref.WeakSet()
 
 
-class AudioLDM2Client(_ClientCore):
+@atexit.register
+def _close_all() -> None:
+    """End what nobody can wait for any more, also on the servers, while threads can still be ended in good order."""
+    for client in list(_open_clients):
+        client.close()
+
+
+class AudioLDM2Client(ClientCore):
     """Generates audio on a Triton server. One client may be used by several threads at the same time.
 
     Args:
-        url: "host:port" or "grpc://host:port" for gRPC (Triton's port 8001), "http://host:port" for HTTP (8000).
+        url: "host:port" or "grpc://host:port" for gRPC (Triton's port 8001), "http://host:port" for HTTP (8000), with
+            grpcs and https for TLS. Several, in a sequence, are servers that can stand in for each other: the one that
+            answered last is asked first.
         model_name: the ensemble to call; others of the same contract may be on the same server.
-        timeout_s: time allowed for one generation, seconds, from the connection to the last byte. The default, 600, is
-            long because a CPU needs minutes for one; making the connection is allowed 5 of them.
+        timeout_s: time allowed for one generation, seconds, from the connection to the last byte, with all retries.
+            The default, 600, is long because a CPU needs minutes for one; making a connection is allowed 5 of them.
+        max_retries: how many times a request is sent again, after all servers have failed, where they took no part of
+            it: they were busy, or no connection was made. 0..; 2. The pauses grow from 0.25 s to 8 s, with jitter.
+        tls: files for TLS. "host:port" then means TLS too.
+        headers: sent with every call, such as an API key for a proxy: {"authorization": "Bearer ..."}. They are in no
+            message of this package.
 
     Raises:
-        ValueError: a bad url or timeout.
+        TypeError, ValueError: a bad url, timeout, header or TLS file.
+        OSError: a TLS file can't be read.
 
-    Nothing is sent before the first `generate`. Close the client after use, or use it as a context manager.
+    Nothing is sent before the first call. Close the client after use, or use it as a context manager.
     """
 
     def __init__(
-        self, url: str = "localhost:8001", *, model_name: str = "audioldm2", timeout_s: float = DEFAULT_TIMEOUT_S
+        self,
+        url: str | Sequence[str] = DEFAULT_URL,
+        *,
+        model_name: str = DEFAULT_MODEL_NAME,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        tls: TlsOptions | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(url, model_name=model_name, timeout_s=timeout_s)
-        self._transport = make_transport(self._address)
+        super().__init__(
+            url, model_name=model_name, timeout_s=timeout_s, max_retries=max_retries, tls=tls, headers=headers
+        )
+        self._lock = threading.Lock()
+        self._transports: dict[ServerAddress, Transport] = {}
+        self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
+        _open_clients.add(self)
 
     def generate(
         self,
@@ -69,23 +87,26 @@ class AudioLDM2Client(_ClientCore):
         scheduler: str | None = None,
         eta: float | None = None,
         timeout_s: float | None = None,
+        on_progress: ProgressCallback | None = None,
     ) -> GenerationResult:
         """Generate audio for one prompt or several, and wait for it.
 
         What is None isn't sent: the server's default, named here as it is in an unchanged server, holds. The server
-        also checks the ranges.
+        also checks the ranges. Ctrl-C, or any other exception in here, cancels the generation on the server too.
 
         Args:
             prompt: what to hear; one text, or P of them for P sounds (they share every other setting).
             negative_prompt: what not to hear; one text, or one per prompt.
             num_inference_steps: denoising steps, 1..1000; 20. More take longer and sound better.
             guidance_scale: how closely to follow the prompt, >= 0; 3.5. At 1.0 and below there is no guidance.
-            audio_length_in_s: seconds; 10.24.
-            num_waveforms_per_prompt: candidates W per prompt, ranked by CLAP score where there are several; 1.
+            audio_length_in_s: seconds, 0.04..160; 10.24.
+            num_waveforms_per_prompt: candidates W per prompt, ranked by CLAP score where there are several, 1..16; 1.
             seed: >= 0, equal seeds give equal audio; drawn by the server.
-            scheduler: diffusers' class name; "DPMSolverMultistepScheduler".
+            scheduler: diffusers' class name or an alias; "DPMSolverMultistepScheduler".
             eta: DDIM's noise, 0..1; 0. Other schedulers ignore it.
             timeout_s: time allowed for this generation, seconds; the client's `timeout_s`. The server is told it too.
+            on_progress: called in this thread with a `Progress` whenever it has changed, looked at every 0.2 s. What it
+                raises cancels the generation, and comes out here. Never called where the server has no jobs model.
 
         Returns:
             P x W waveforms.
@@ -95,13 +116,69 @@ class AudioLDM2Client(_ClientCore):
             ServerBusyError: overloaded; safe to send again.
             RequestCancelledError: the server dropped the request.
             DeadlineExceededError: not done within `timeout_s`.
-            ServerUnreachableError: no server at the address.
+            ServerUnreachableError: no server at the address, or the connection was lost.
+            AccessDeniedError: the server, or a proxy before it, refuses the credentials.
             ModelNotFoundError: the server doesn't have the model.
             ServerFaultError: the server failed.
             TypeError: a value of the wrong type.
             RuntimeError: the client is closed.
         """
-        options = GenerationOptions(
+        generation = self.submit(
+            prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            audio_length_in_s=audio_length_in_s,
+            num_waveforms_per_prompt=num_waveforms_per_prompt,
+            seed=seed,
+            scheduler=scheduler,
+            eta=eta,
+            timeout_s=timeout_s,
+        )
+        try:
+            generation.watch(on_progress)
+            return generation.result()
+        except BaseException:
+            if not generation.done():
+                generation.cancel()
+            raise
+
+    def submit(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        audio_length_in_s: float | None = None,
+        num_waveforms_per_prompt: int | None = None,
+        seed: int | None = None,
+        scheduler: str | None = None,
+        eta: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Generation:
+        """Start a generation, in a thread of its own, and return its handle at once.
+
+        Args:
+            prompt: this and all other arguments are those of `generate`.
+            negative_prompt: what not to hear.
+            num_inference_steps: denoising steps.
+            guidance_scale: how closely to follow the prompt.
+            audio_length_in_s: seconds.
+            num_waveforms_per_prompt: candidates per prompt.
+            seed: equal seeds give equal audio.
+            scheduler: diffusers' class name or an alias.
+            eta: DDIM's noise.
+            timeout_s: time allowed for this generation, seconds, from now.
+
+        Raises:
+            InvalidRequestError: a value can't be sent at all. What the server refuses comes out of the handle.
+            TypeError: a value of the wrong type.
+            RuntimeError: the client is closed.
+        """
+        request = self._prepare(
+            prompt,
+            timeout_s,
             negative_prompt=negative_prompt,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -111,14 +188,57 @@ class AudioLDM2Client(_ClientCore):
             scheduler=scheduler,
             eta=eta,
         )
-        request = self._prepare(prompt, options, timeout_s)
-        return parse_response(self._transport.infer(request), request)
+        with self._lock:
+            self._check_open()
+            generation = Generation(request, self._transport_for, self._route, self.max_retries)
+            self._generations.add(generation)
+        return generation
+
+    def is_ready(self) -> bool:
+        """Return whether one of the servers says that the ensemble is ready. False where none can be asked.
+
+        Raises:
+            RuntimeError: the client is closed.
+        """
+        self._check_open()
+        return drive(ready_flow(self.model_name, self._route, JOBS_TIMEOUT_S), self._transport_for)
+
+    def wait_until_ready(self, timeout_s: float = DEFAULT_READY_TIMEOUT_S) -> None:
+        """Wait until one of the servers says that the ensemble is ready.
+
+        Args:
+            timeout_s: time to wait, seconds, > 0; 60.
+
+        Raises:
+            DeadlineExceededError: none is in time.
+            RuntimeError: the client is closed.
+        """
+        self._check_open()
+        flow = wait_until_ready_flow(self.model_name, self._route, check_timeout(timeout_s), time.monotonic)
+        drive(flow, self._transport_for)
 
     def close(self) -> None:
-        """Free the connections. Closing again does nothing; `generate` then raises RuntimeError."""
-        if not self._closed:
+        """Cancel what still runs and free the connections.
+
+        Closing again does nothing; `generate` and `submit` then raise RuntimeError.
+        """
+        with self._lock:
+            if self._closed:
+                return
             self._closed = True
-            self._transport.close()
+            _open_clients.discard(self)
+            running = [generation for generation in self._generations if not generation.done()]
+        for generation in running:
+            generation.cancel()
+        with self._lock:
+            for transport in self._transports.values():
+                transport.close()
+
+    def _transport_for(self, address: ServerAddress) -> Transport:
+        with self._lock:
+            if address not in self._transports:
+                self._transports[address] = make_transport(address, self._connection)
+            return self._transports[address]
 
     def __enter__(self) -> "AudioLDM2Client":
         return self

@@ -5,7 +5,8 @@
       + ServerBusyError           overloaded or starting: safe to send again
       + RequestCancelledError     the server dropped the request
       + DeadlineExceededError     no answer in time, by the server's clock or by the client's
-      + ServerUnreachableError    no Triton server answers at the address
+      + ServerUnreachableError    no Triton server answers at the address, or the connection was lost
+      + AccessDeniedError         the server, or a proxy before it, wants other credentials
       + ModelNotFoundError        the server has no such model, or it failed to load
       + ServerFaultError          anything else: report it with its request id
 
@@ -19,12 +20,22 @@ class AudioLDM2Error(Exception):
     Attributes:
         server_message: the server's words exactly as received, None where the server said nothing.
         request_id: the id that the request carried, to look for in the server's log; None where nothing was sent.
+        safe_to_retry: whether the server took no part of the request, so that sending it again can't do the work twice.
+            The client itself tries such requests again, `max_retries` times.
     """
 
-    def __init__(self, message: str, *, server_message: str | None = None, request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        server_message: str | None = None,
+        request_id: str | None = None,
+        safe_to_retry: bool = False,
+    ) -> None:
         super().__init__(message)
         self.server_message = server_message
         self.request_id = request_id
+        self.safe_to_retry = safe_to_retry
 
 
 class InvalidRequestError(AudioLDM2Error):
@@ -44,7 +55,11 @@ class DeadlineExceededError(AudioLDM2Error):
 
 
 class ServerUnreachableError(AudioLDM2Error):
-    """No Triton server answers at the address, or the connection to it was lost."""
+    """No Triton server answers at the address, or the connection to it was lost; `safe_to_retry` tells which."""
+
+
+class AccessDeniedError(AudioLDM2Error):
+    """The server, or a proxy before it, refuses the credentials: see the client's `headers` and `tls`."""
 
 
 class ModelNotFoundError(AudioLDM2Error):

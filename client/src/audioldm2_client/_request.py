@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -53,7 +54,7 @@ class InferenceRequest:
     Attributes:
         model_name: the ensemble.
         id: sent with the request; the server's log names it.
-        timeout_s: the time allowed for the whole call, seconds.
+        timeout_s: the time allowed for the call, seconds; for one attempt of several, what is left of it.
         inputs: only those that the caller gave.
         prompts: the prompts as text.
     """
@@ -66,8 +67,13 @@ class InferenceRequest:
 
     @property
     def timeout_us(self) -> int:
-        """`timeout_s` in Triton's unit, microseconds."""
+        """`timeout_s` in Triton's unit, whole microseconds; never 0, which would mean none."""
         return math.ceil(self.timeout_s * 1e6)
+
+
+def new_request_id() -> str:
+    """Return an id that nobody can guess: whoever knows a request's id can watch and cancel it."""
+    return uuid.uuid4().hex
 
 
 def build_request(

@@ -62,29 +62,35 @@ class GenerationResult:
         return _audio_file.write(Path(path), self.audio[index], self.sampling_rate, subtype)
 
 
+def read_output(get_tensor: GetTensor, request: InferenceRequest, name: str, rank: int) -> npt.NDArray[Any]:
+    """Return an output of that many dimensions.
+
+    Raises:
+        ServerFaultError: it is missing or empty, or has another rank: the model doesn't keep the contract.
+    """
+    tensor = get_tensor(name)
+    if tensor is None or tensor.ndim != rank or tensor.size == 0:
+        found = "none" if tensor is None else f"shape {list(tensor.shape)}"
+        raise ServerFaultError(
+            f"model {request.model_name!r} must return an output {name!r} of {rank} dimension(s), not empty; "
+            f"got {found} (request {request.id})",
+            request_id=request.id,
+        )
+    return tensor
+
+
 def parse_response(get_tensor: GetTensor, request: InferenceRequest) -> GenerationResult:
     """Check and copy the outputs.
 
     Raises:
-        ServerFaultError: an output is missing or has another rank: the model doesn't keep the contract.
+        ServerFaultError: as `read_output`.
     """
-
-    def output(name: str, rank: int) -> npt.NDArray[Any]:
-        tensor = get_tensor(name)
-        if tensor is None or tensor.ndim != rank or tensor.size == 0:
-            found = "none" if tensor is None else f"shape {list(tensor.shape)}"
-            raise ServerFaultError(
-                f"model {request.model_name!r} must return an output {name!r} of {rank} dimension(s), not empty; "
-                f"got {found} (request {request.id})",
-                request_id=request.id,
-            )
-        return tensor
-
     return GenerationResult(
-        audio=output("audio", 2).astype(np.float32),  # a copy: what arrives is a read-only view of the message
-        sampling_rate=int(output("sampling_rate", 1)[0]),
-        seed=int(output("used_seed", 1)[0]),
-        clap_scores=output("clap_score", 1).astype(np.float32),
+        # A copy: what arrives is a read-only view of the message.
+        audio=read_output(get_tensor, request, "audio", 2).astype(np.float32),
+        sampling_rate=int(read_output(get_tensor, request, "sampling_rate", 1)[0]),
+        seed=int(read_output(get_tensor, request, "used_seed", 1)[0]),
+        clap_scores=read_output(get_tensor, request, "clap_score", 1).astype(np.float32),
         prompts=request.prompts,
-        truncated_tokens=output("truncated_tokens", 1).astype(np.int32),
+        truncated_tokens=read_output(get_tensor, request, "truncated_tokens", 1).astype(np.int32),
     )

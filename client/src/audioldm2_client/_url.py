@@ -1,11 +1,18 @@
-"""Where the server is and which protocol it is spoken to."""
+"""Where the servers are and which protocol they are spoken to."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
 _PROTOCOL_NAMES = {"grpc": "gRPC", "http": "HTTP"}
 _USUAL_PORTS = {"grpc": 8001, "http": 8000}
+_SCHEMES: "dict[str, tuple[Literal['grpc', 'http'], bool]]" = {
+    "grpc": ("grpc", False),
+    "grpcs": ("grpc", True),
+    "http": ("http", False),
+    "https": ("http", True),
+}
 
 
 @dataclass(frozen=True)
@@ -13,48 +20,85 @@ class ServerAddress:
     """A parsed server URL.
 
     Attributes:
-        scheme: the protocol.
+        protocol: what is spoken.
         target: "host:port", for HTTP with an optional base path: what tritonclient wants.
+        secure: whether it is spoken over TLS.
     """
 
-    scheme: Literal["grpc", "http"]
+    protocol: Literal["grpc", "http"]
     target: str
+    secure: bool = False
 
     @property
     def protocol_name(self) -> str:
         """The protocol as it is written in sentences."""
-        return _PROTOCOL_NAMES[self.scheme]
+        return _PROTOCOL_NAMES[self.protocol]
 
     @property
     def usual_port(self) -> int:
         """Triton's default port for the protocol."""
-        return _USUAL_PORTS[self.scheme]
+        return _USUAL_PORTS[self.protocol]
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.target}"
+        return f"{self.protocol}{'s' if self.secure else ''}://{self.target}"
 
 
-def parse_url(url: str) -> ServerAddress:
-    """Parse "host:port" (gRPC), "grpc://host:port" or "http://host:port[/base-path]".
+def parse_urls(urls: str | Sequence[str], *, with_tls_options: bool = False) -> tuple[ServerAddress, ...]:
+    """Parse one URL or several.
 
     Raises:
+        TypeError: something else than text.
+        ValueError: no URL at all, one that is named twice, two protocols, or as `parse_url`.
+    """
+    listed = (urls,) if isinstance(urls, str) else tuple(urls)
+    addresses = tuple(parse_url(url, with_tls_options=with_tls_options) for url in listed)
+    if not addresses:
+        raise ValueError("url must name at least one server; got an empty sequence")
+    if len(set(addresses)) < len(addresses):
+        raise ValueError(f"url must name every server once; got {', '.join(map(str, addresses))}")
+    if len({address.protocol for address in addresses}) > 1:
+        raise ValueError(f"url must name servers of one protocol; got {', '.join(map(str, addresses))}")
+    return addresses
+
+
+def parse_url(url: str, *, with_tls_options: bool = False) -> ServerAddress:
+    """Parse "host:port" (gRPC), "grpc://host:port" or "http://host:port[/base-path]"; grpcs and https mean TLS.
+
+    Args:
+        url: the URL.
+        with_tls_options: whether TLS options were given. Then "host:port" means TLS, and an unencrypted URL is refused.
+
+    Raises:
+        TypeError: something else than text.
         ValueError: another scheme, or no host or port.
     """
-    parts = urlsplit(url if "://" in url else f"grpc://{url}")
-    if parts.scheme not in ("grpc", "http"):
-        raise ValueError(f"url must start with grpc:// or http://, or be host:port for gRPC; got {url!r}")
+    if not isinstance(url, str):
+        raise TypeError(f"url must be a str or a sequence of str; got {type(url).__name__}")
+    parts = urlsplit(url if "://" in url else f"{'grpcs' if with_tls_options else 'grpc'}://{url}")
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(
+            f"url must start with grpc://, grpcs://, http:// or https://, or be host:port for gRPC; got {_shown(url)}"
+        )
     try:
         port = parts.port
     except ValueError as error:
-        raise ValueError(f"url has a bad port: {url!r}") from error
+        raise ValueError(f"url has a bad port: {_shown(url)}") from error
+    protocol, secure = _SCHEMES[parts.scheme]
+    _check_parts(url, has_path=bool(parts.path.strip("/")), protocol=protocol)
     if not parts.hostname or port is None:
-        raise ValueError(f"url must name a host and a port, such as localhost:8001; got {url!r}")
-    if (
-        parts.username is not None
-        or parts.query
-        or parts.fragment
-        or (parts.scheme == "grpc" and parts.path.strip("/"))
-    ):
-        raise ValueError(f"url must be no more than a host and a port, such as localhost:8001; got {url!r}")
-    path = parts.path.rstrip("/")
-    return ServerAddress("http" if parts.scheme == "http" else "grpc", parts.netloc + path)
+        raise ValueError(f"url must name a host and a port, such as localhost:8001; got {_shown(url)}")
+    if with_tls_options and not secure:
+        raise ValueError(f"url must start with {parts.scheme}s:// where TLS options are given; got {_shown(url)}")
+    return ServerAddress(protocol, parts.netloc + parts.path.rstrip("/"), secure)
+
+
+def _check_parts(url: str, *, has_path: bool, protocol: str) -> None:
+    if any(mark in url for mark in "@?#") or (protocol == "grpc" and has_path):
+        raise ValueError(f"url must be no more than a host and a port, such as localhost:8001; got {_shown(url)}")
+
+
+def _shown(url: str) -> str:
+    """The URL for a message, without a password in it."""
+    scheme, separator, rest = url.rpartition("://")
+    user, at, place = rest.rpartition("@")
+    return repr(f"{scheme}{separator}...@{place}" if ":" in user else f"{scheme}{separator}{user}{at}{place}")

@@ -1,0 +1,139 @@
+"""A generation that runs in a task of its own, and what a caller can do with it. The asyncio twin of `_generation`."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+from audioldm2_client._async_transport import AsyncTransport
+from audioldm2_client._errors import cancelled_here_error
+from audioldm2_client._exceptions import AudioLDM2Error
+from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
+from audioldm2_client._jobs import POLL_INTERVAL_S, Progress, ProgressCallback, ProgressWatch
+from audioldm2_client._request import InferenceRequest
+from audioldm2_client._result import GenerationResult, parse_response
+from audioldm2_client._url import ServerAddress
+
+T = TypeVar("T")
+
+
+class AsyncTransports(Protocol):
+    """Where a transport for an address comes from; the client owns them."""
+
+    def __call__(self, address: ServerAddress) -> AsyncTransport:
+        """Return the one transport for the address."""
+
+
+async def drive_async(
+    flow: Flow[T],
+    transports: AsyncTransports,
+    on_address: Callable[[ServerAddress], object] = lambda _: None,
+) -> T:
+    """Do what a flow says and return its result; as `_generation.drive`. Cancelling the task ends it.
+
+    Raises:
+        AudioLDM2Error: what the flow lets through.
+    """
+
+    async def perform(step: Step) -> Any:
+        if isinstance(step, Sleep):
+            return await asyncio.sleep(step.seconds)
+        if isinstance(step, AskReady):
+            return await transports(step.address).is_ready(step.model_name, step.timeout_s)
+        on_address(step.address)
+        return await transports(step.address).infer(step.request)
+
+    try:
+        step = next(flow)
+        while True:
+            try:
+                outcome = await perform(step)
+            except AudioLDM2Error as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(outcome)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+class AsyncGeneration:
+    """One generation under way; made by `AsyncAudioLDM2Client.submit`.
+
+    Attributes:
+        id: the request's id, for the server's log. Whoever knows it can watch and cancel the generation.
+    """
+
+    def __init__(self, request: InferenceRequest, transports: AsyncTransports, route: Route, max_retries: int) -> None:
+        self.id = request.id
+        self._request = request
+        self._transports = transports
+        self._address: ServerAddress | None = None
+        self._task = asyncio.get_running_loop().create_task(
+            self._run(infer_flow(request, route, max_retries, time.monotonic))
+        )
+        # A failure that nobody asks for is no reason for a warning.
+        self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
+
+    def done(self) -> bool:
+        """Return whether it is over, well or not: `result` won't wait."""
+        return self._task.done()
+
+    async def result(self, timeout_s: float | None = None) -> GenerationResult:
+        """Wait for the result. The generation goes on where this ends early, by `timeout_s` or by cancelling the task.
+
+        Args:
+            timeout_s: time to wait for it here, seconds; None waits for as long as the generation may take.
+
+        Raises:
+            TimeoutError: not over after `timeout_s`.
+            AudioLDM2Error: it failed, as `AsyncAudioLDM2Client.generate` says; RequestCancelledError after `cancel`.
+        """
+        if not (await asyncio.wait([self._task], timeout=timeout_s))[0]:
+            raise TimeoutError(f"generation {self.id} isn't over after {timeout_s} s")
+        if self._task.cancelled():
+            raise cancelled_here_error(self._request)
+        return self._task.result()
+
+    async def progress(self) -> Progress:
+        """Ask the server how far it is.
+
+        Raises:
+            ModelNotFoundError: the server has no jobs model, and so can't tell.
+            AudioLDM2Error: it couldn't be asked.
+        """
+        return await drive_async(jobs_flow(self._request, self._address, "status"), self._transports)
+
+    async def cancel(self) -> bool:
+        """End the generation here and on the server; `result` then raises RequestCancelledError.
+
+        What is over stays as it is. This takes some milliseconds; up to 2 s where the server doesn't answer.
+
+        Returns:
+            Whether the server was told. False where the generation is over, the server can't be reached or has no jobs
+            model: such a server may go on with it.
+        """
+        try:
+            flow = cancel_flow(self._request, lambda: self._address, self._task.done, time.monotonic)
+            return await drive_async(flow, self._transports)
+        finally:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def watch(self, callback: ProgressCallback | None) -> None:
+        """Tell the callback about every change until the generation is over, or there is nothing to be told."""
+        watch = ProgressWatch(callback)
+        while watch.wanted and not (await asyncio.wait([self._task], timeout=POLL_INTERVAL_S))[0]:
+            try:
+                progress = await self.progress()
+            except AudioLDM2Error as error:
+                watch.failed(error)
+            else:
+                watch.tell(progress)
+
+    async def _run(self, flow: Flow[Any]) -> GenerationResult:
+        get_tensor = await drive_async(flow, self._transports, self._note_address)
+        return parse_response(get_tensor, self._request)
+
+    def _note_address(self, address: ServerAddress) -> None:
+        self._address = address

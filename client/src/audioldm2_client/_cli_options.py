@@ -1,0 +1,191 @@
+"""The options of the command line, and what they mean for a client."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from audioldm2_client._connection import TlsOptions
+from audioldm2_client._core import DEFAULT_TIMEOUT_S, DEFAULT_URL
+from audioldm2_client._exit_status import EXPLANATION
+from audioldm2_client._jobs import DEFAULT_MODEL_NAME
+
+DEFAULT_CONCURRENCY = 4
+DEFAULT_RETRY_FOR_S = 300.0
+
+_EPILOG = f"""\
+examples:
+  audioldm2 "a dog barking in the rain" -o dog.wav --length 5 --seed 7
+  audioldm2 "a church bell" -o bell.flac --candidates 4 --json
+  audioldm2 --prompts prompts.txt --output-dir sounds --concurrency 8
+  audioldm2 "waves" -o waves.wav --url https://gpu.example:443 --ca-file ca.pem
+
+The server's defaults hold for every option that isn't given. Environment: AUDIOLDM2_URL sets the default of --url,
+AUDIOLDM2_API_KEY that of --api-key.
+
+{EXPLANATION}
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="audioldm2",
+        description="Generate sound from text on a Triton server.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to hear")
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help=".wav or .flac")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
+    _add_generation(parser.add_argument_group("generation"))
+    _add_output(parser.add_argument_group("output"))
+    _add_batch(parser.add_argument_group("many prompts"))
+    _add_server(parser.add_argument_group("server"))
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
+    """Parse the command line; what doesn't go together is bad usage."""
+    arguments = parser.parse_args(argv)
+    if arguments.prompts is None:
+        wanted = {"PROMPT": arguments.prompt, "-o": arguments.output}
+        excluded = {name: getattr(arguments, _attribute(name)) for name in _BATCH_ONLY}
+        mode = "without --prompts"
+    else:
+        wanted = {"--output-dir": arguments.output_dir}
+        excluded = {"PROMPT": arguments.prompt, "-o": arguments.output}
+        excluded |= {"--spectrogram": arguments.spectrogram, "--play": arguments.play or None}
+        mode = "with --prompts"
+    for name, value in wanted.items():
+        if value is None:
+            parser.error(f"{name} is needed {mode}")
+    for name, value in excluded.items():
+        if value is not None:
+            parser.error(f"{name} can't be used {mode}")
+    return arguments
+
+
+def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `generate` that were given."""
+    options = {
+        "negative_prompt": arguments.negative_prompt,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance_scale,
+        "audio_length_in_s": arguments.length,
+        "num_waveforms_per_prompt": arguments.candidates,
+        "seed": arguments.seed,
+        "scheduler": arguments.scheduler,
+        "eta": arguments.eta,
+    }
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def client_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of a client.
+
+    Raises:
+        ValueError: a header that isn't "NAME: VALUE".
+    """
+    files = (arguments.ca_file, arguments.cert_file, arguments.key_file)
+    return {
+        "url": [url.strip() for url in arguments.url.split(",")],
+        "model_name": arguments.model,
+        "timeout_s": arguments.timeout,
+        "tls": None if files == (None, None, None) else TlsOptions(*files),
+        "headers": _headers(arguments),
+    }
+
+
+def _headers(arguments: argparse.Namespace) -> dict[str, str]:
+    headers = {"authorization": f"Bearer {arguments.api_key}"} if arguments.api_key else {}
+    for text in arguments.header:
+        name, colon, value = text.partition(":")
+        if not colon:
+            raise ValueError("--header must be 'NAME: VALUE'; there is no colon in it")
+        headers[name.strip().lower()] = value.strip()
+    return headers
+
+
+def _add_generation(group: Any) -> None:
+    group.add_argument("--negative-prompt", metavar="TEXT", help="what not to hear")
+    group.add_argument("--steps", metavar="N", type=int, help="denoising steps, 1 to 1000")
+    group.add_argument("--guidance-scale", metavar="X", type=float, help="how closely to follow the prompt, from 0 on")
+    group.add_argument("--length", metavar="SECONDS", type=float, help="length of the audio, 0.04 to 160")
+    group.add_argument(
+        "--candidates", metavar="N", type=int, help="waveforms, 1 to 16, best first: FILE-1, FILE-2, ..."
+    )
+    group.add_argument("--seed", metavar="N", type=int, help="equal seeds give equal audio; from 0 on")
+    group.add_argument("--scheduler", metavar="NAME", help="diffusers' class name, or an alias such as euler-karras")
+    group.add_argument("--eta", metavar="X", type=float, help="noise of the DDIM scheduler, 0 to 1")
+
+
+def _add_output(group: Any) -> None:
+    group.add_argument("--json", action="store_true", help="print a line of JSON for each result")
+    group.add_argument("--spectrogram", metavar="FILE", type=Path, help=".png of the (best) waveform; needs Pillow")
+    group.add_argument("--play", action="store_true", help="play the (best) waveform: aplay, paplay, ffplay or afplay")
+    group.add_argument("--no-progress", action="store_true", help="no progress bar, also on a terminal")
+
+
+_BATCH_ONLY = ("--output-dir", "--format", "--concurrency", "--retry-for")
+
+
+def _attribute(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _add_batch(group: Any) -> None:
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help='a prompt on each line, or a JSON object such as {"prompt": "a dog", "seed": 7, "name": "dog"}',
+    )
+    group.add_argument(
+        "--output-dir", metavar="DIR", type=Path, help="made if need be; what is already there is skipped"
+    )
+    group.add_argument("--format", choices=("wav", "flac"), help="of the files in DIR; default: wav")
+    group.add_argument(
+        "--concurrency", metavar="N", type=int, help=f"requests at the same time; default: {DEFAULT_CONCURRENCY}"
+    )
+    group.add_argument(
+        "--retry-for",
+        metavar="SECONDS",
+        type=float,
+        help=f"how long to wait for a server that is busy or away; default: {DEFAULT_RETRY_FOR_S:g}",
+    )
+
+
+def _add_server(group: Any) -> None:
+    group.add_argument(
+        "--url",
+        default=os.environ.get("AUDIOLDM2_URL") or DEFAULT_URL,
+        help="HOST:PORT (gRPC), or with grpcs://, http:// or https://; several, with commas, stand in for each other",
+    )
+    group.add_argument("--model", metavar="NAME", default=DEFAULT_MODEL_NAME, help="ensemble on the server")
+    group.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        help="for one generation; default: %(default)g",
+    )
+    group.add_argument("--ca-file", metavar="FILE", type=Path, help="certificates to check the server's against, PEM")
+    group.add_argument("--cert-file", metavar="FILE", type=Path, help="the client's own certificate, PEM")
+    group.add_argument("--key-file", metavar="FILE", type=Path, help="its private key, PEM")
+    group.add_argument(
+        "--api-key",
+        metavar="KEY",
+        default=os.environ.get("AUDIOLDM2_API_KEY"),
+        help="sent as 'authorization: Bearer KEY'; AUDIOLDM2_API_KEY instead keeps it out of the list of processes",
+    )
+    group.add_argument(
+        "--header", metavar="'NAME: VALUE'", action="append", default=[], help="sent with every call; repeatable"
+    )
+
+
+def _version() -> str:
+    from audioldm2_client import __version__
+
+    return __version__

@@ -1,0 +1,48 @@
+"""What the exit status of the command line means."""
+
+import sys
+
+from audioldm2_client._exceptions import (
+    AccessDeniedError,
+    AudioLDM2Error,
+    DeadlineExceededError,
+    InvalidRequestError,
+    ServerBusyError,
+    ServerUnreachableError,
+)
+
+FAULT = 1
+USAGE = 2
+UNAVAILABLE = 3
+DEADLINE = 4
+DENIED = 5
+INTERRUPTED = 130
+
+EXPLANATION = """\
+exit status: 0 done; 1 the server failed or a file could not be written; 2 bad usage, or the server refuses a value;
+3 server busy or unreachable, try again later; 4 not done within --timeout; 5 the server wants another API key or
+certificate; 130 interrupted. With --prompts, that of the first line which failed."""
+
+_STATUS_OF: tuple[tuple[type[AudioLDM2Error], int], ...] = (
+    (InvalidRequestError, USAGE),
+    (ServerBusyError, UNAVAILABLE),
+    (ServerUnreachableError, UNAVAILABLE),
+    (DeadlineExceededError, DEADLINE),
+    (AccessDeniedError, DENIED),
+)
+
+
+def status_of(error: AudioLDM2Error) -> int:
+    """Return the exit status that an error leads to."""
+    return next((status for kind, status in _STATUS_OF if isinstance(error, kind)), FAULT)
+
+
+def first_line(reason: object) -> str:
+    """Return the reason in one line; what a server adds below it, such as a traceback, is in its log."""
+    return str(reason).strip().splitlines()[0]
+
+
+def fail(reason: object, status: int) -> int:
+    """Say why, and return the status."""
+    print(f"audioldm2: {first_line(reason)}", file=sys.stderr)
+    return status

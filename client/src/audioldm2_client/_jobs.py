@@ -1,0 +1,115 @@
+"""The model `jobs`: what it is asked, and what its answers mean. Pure, as `_request` and `_result`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from audioldm2_client._exceptions import AudioLDM2Error, ModelNotFoundError, ServerFaultError
+from audioldm2_client._request import InferenceRequest, InputTensor, new_request_id
+from audioldm2_client._result import GetTensor, read_output
+
+DEFAULT_MODEL_NAME = "audioldm2"
+
+POLL_INTERVAL_S = 0.2
+"""Time between two looks at the progress of a generation."""
+
+JOBS_TIMEOUT_S = 5.0
+"""Time allowed for one call of the jobs model, which only reads a few bytes."""
+
+JobState = Literal["queued", "denoising", "decoding", "done", "failed", "cancelled", "unknown"]
+Action = Literal["status", "cancel"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a generation is.
+
+    Attributes:
+        state: "queued", "denoising", "decoding", "done", "failed" or "cancelled"; "unknown" where the server doesn't
+            know the request: not there yet, or over for long.
+        step: denoising steps done.
+        total_steps: denoising steps that there will be; 0 while that isn't known.
+        requests_ahead: requests before this one in the queue; 0 once it is denoised.
+    """
+
+    state: JobState
+    step: int = 0
+    total_steps: int = 0
+    requests_ahead: int = 0
+
+
+ProgressCallback = Callable[[Progress], object]
+
+
+def jobs_model_name(model_name: str) -> str:
+    """Return the name of the jobs model that belongs to an ensemble."""
+    return "jobs" if model_name == DEFAULT_MODEL_NAME else f"{model_name}_jobs"
+
+
+def build_jobs_request(generation: InferenceRequest, action: Action, timeout_s: float) -> InferenceRequest:
+    """Ask for the progress of a generation, or for its end."""
+    return InferenceRequest(
+        model_name=jobs_model_name(generation.model_name),
+        id=new_request_id(),
+        timeout_s=timeout_s,
+        inputs=(_text("request_id", generation.id), _text("action", action)),
+        prompts=(),
+    )
+
+
+def parse_progress(get_tensor: GetTensor, request: InferenceRequest) -> Progress:
+    """Read the answer of the jobs model.
+
+    Raises:
+        ServerFaultError: it doesn't keep the contract.
+    """
+    state = bytes(read_output(get_tensor, request, "state", 1)[0]).decode(errors="replace")
+    if state not in get_args(JobState):
+        raise ServerFaultError(
+            f"model {request.model_name!r} must say one of {', '.join(get_args(JobState))}; got {state!r} "
+            f"(request {request.id})",
+            request_id=request.id,
+        )
+    step, total_steps, requests_ahead = (
+        int(read_output(get_tensor, request, name, 1)[0]) for name in ("step", "total_steps", "requests_ahead")
+    )
+    return Progress(cast(JobState, state), step, total_steps, requests_ahead)
+
+
+def no_jobs_error(error: ModelNotFoundError, request: InferenceRequest) -> ModelNotFoundError:
+    """Say what a missing jobs model means for whoever asked for progress."""
+    return ModelNotFoundError(
+        f"the server can't tell progress, because its model {request.model_name!r} isn't there; generating works "
+        f"without it: {error}",
+        server_message=error.server_message,
+        request_id=error.request_id,
+    )
+
+
+class ProgressWatch:
+    """Decides which answers of the jobs model are news for a callback.
+
+    Attributes:
+        wanted: whether it is worth to ask again.
+    """
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self._callback = callback
+        self._last: Progress | None = None
+        self.wanted = callback is not None
+
+    def tell(self, progress: Progress) -> None:
+        """Call the callback if something has changed."""
+        if self._callback is not None and progress not in (self._last, Progress("unknown")):
+            self._last = progress
+            self._callback(progress)
+
+    def failed(self, error: AudioLDM2Error) -> None:
+        """Note that it couldn't be asked: for good where there is no jobs model, else for this time."""
+        self.wanted = not isinstance(error, ModelNotFoundError)
+
+
+def _text(name: str, value: str) -> InputTensor:
+    return InputTensor(name, "BYTES", np.array([value.encode()], dtype=np.object_))

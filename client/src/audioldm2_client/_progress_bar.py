@@ -1,0 +1,88 @@
+"""What the command line shows of a generation under way: only on a terminal, and gone when it is over."""
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from audioldm2_client._jobs import Progress
+
+_WORDS = "{desc} [{elapsed}]"
+_STEPS = "{desc} |{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}]"
+_PROMPTS = "{desc} |{bar}| {n_fmt}/{total_fmt} prompts [{elapsed}<{remaining}]"
+
+
+class GenerationBar:
+    """Queueing, steps and decoding of one generation; call it with each `Progress`."""
+
+    def __init__(self, *, shown: bool) -> None:
+        self._bar: Any = _make_bar(_WORDS, desc="waiting", total=1) if shown else None
+
+    def __call__(self, progress: Progress) -> None:
+        """Show how far it is."""
+        if self._bar is None:
+            return
+        self._bar.bar_format = _STEPS if progress.state == "denoising" else _WORDS
+        self._bar.total = max(progress.total_steps, 1)
+        self._bar.n = progress.step
+        self._bar.set_description_str(_describe(progress), refresh=False)
+        self._bar.refresh()
+
+    def __enter__(self) -> "GenerationBar":
+        return self
+
+    def __exit__(
+        self,
+        exception_type: type[BaseException] | None,
+        exception: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class BatchBar:
+    """How many prompts are done."""
+
+    def __init__(self, *, total: int, done: int, shown: bool) -> None:
+        self._bar: Any = _make_bar(_PROMPTS, desc="generating", total=total, initial=done) if shown else None
+
+    def advance(self) -> None:
+        """Count one more prompt."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def note(self, words: str) -> None:
+        """Say what goes on."""
+        if self._bar is not None:
+            self._bar.set_description_str(words)
+
+    def print(self, line: str, *, error: bool = False) -> None:
+        """Print a line above the bar."""
+        stream = sys.stderr if error else sys.stdout
+        if self._bar is None:
+            print(line, file=stream, flush=True)
+        else:
+            self._bar.write(line, file=stream)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def is_terminal() -> bool:
+    """Whether somebody can see a bar."""
+    return sys.stderr.isatty()
+
+
+def _describe(progress: Progress) -> str:
+    if progress.state == "queued":
+        return f"queued, {progress.requests_ahead} ahead" if progress.requests_ahead else "queued"
+    return progress.state
+
+
+def _make_bar(bar_format: str, **settings: Any) -> Any:
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # no thread of its own
+    return tqdm(bar_format=bar_format, file=sys.stderr, leave=False, dynamic_ncols=True, **settings)

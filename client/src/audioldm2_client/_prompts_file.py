@@ -1,0 +1,109 @@
+"""A file of prompts: what is asked for on each line, and under which name its result is kept."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from audioldm2_client._exceptions import InvalidRequestError
+from audioldm2_client._report import waveform_paths
+from audioldm2_client._request import GenerationOptions, build_request
+
+_OPTION_NAMES = tuple(field.name for field in fields(GenerationOptions))
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+_SLUG_LENGTH = 40
+
+
+@dataclass(frozen=True)
+class PromptItem:
+    """One line.
+
+    Attributes:
+        line: its number, from 1.
+        prompt: what to hear.
+        options: arguments of `generate`: those of the line, and the command's where the line has none.
+        name: of the result's files, without the ending.
+        key: tells whether a result that is there is the one that is asked for.
+    """
+
+    line: int
+    prompt: str
+    options: Mapping[str, Any]
+    name: str
+    key: str
+
+
+def read_prompts(path: Path, defaults: Mapping[str, Any], model_name: str) -> list[PromptItem]:
+    """Read a prompt on each line, or a JSON object where a line begins with a brace; blank lines are skipped.
+
+    Raises:
+        ValueError: not UTF-8, no prompt at all, or a line that isn't as it should be, which is named.
+        OSError: the file can't be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} must be UTF-8 text: {error}") from error
+    items = list(_parse(text, defaults, model_name, str(path)))
+    if not items:
+        raise ValueError(f"{str(path)!r} holds no prompts")
+    _check_names(items, str(path))
+    return items
+
+
+def _parse(text: str, defaults: Mapping[str, Any], model_name: str, source: str) -> Iterator[PromptItem]:
+    seen: Counter[str] = Counter()
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            prompt, name, own = _parse_line(line.strip())
+            options = {**defaults, **own}
+            # Found out here, so that a mistake on the last line doesn't wait for all the others.
+            build_request(prompt, GenerationOptions(**options), model_name=model_name, request_id="-", timeout_s=1)
+        except (ValueError, TypeError, InvalidRequestError) as error:
+            raise ValueError(f"{source}, line {number}: {error}") from error
+        wanted = json.dumps([model_name, prompt, options], sort_keys=True)
+        seen[wanted] += 1
+        key = hashlib.sha256(f"{wanted}{seen[wanted]}".encode()).hexdigest()[:16]
+        yield PromptItem(number, prompt, options, name or _make_name(prompt, key), key)
+
+
+def _parse_line(line: str) -> tuple[str, str | None, dict[str, Any]]:
+    """Return the prompt, the name if there is one, and the options."""
+    if not line.startswith("{"):
+        return line, None, {}
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it begins with a brace and isn't JSON: {error}") from error
+    for key in values:
+        if key not in ("prompt", "name", *_OPTION_NAMES):
+            raise ValueError(f"{key!r} must be one of prompt, name, {', '.join(_OPTION_NAMES)}")
+    prompt, name = values.pop("prompt", None), values.pop("name", None)
+    if not isinstance(prompt, str):
+        raise ValueError("prompt must be a text")
+    if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
+        raise ValueError(
+            f"name must have 1 to 100 of the characters A-Z a-z 0-9 . _ - and begin with none of . and -; got {name!r}"
+        )
+    return prompt, name, {key: value for key, value in values.items() if value is not None}
+
+
+def _make_name(prompt: str, key: str) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower())[:_SLUG_LENGTH].strip("-")
+    return f"{slug or 'prompt'}-{key[:8]}"
+
+
+def _check_names(items: list[PromptItem], source: str) -> None:
+    lines: dict[str, int] = {}
+    for item in items:
+        count = item.options.get("num_waveforms_per_prompt", 1)
+        for path in waveform_paths(Path(item.name), max(1, min(count, 100))):
+            other = lines.setdefault(path.name.lower(), item.line)
+            if other != item.line:
+                raise ValueError(f"{source}, line {item.line}: the name {path.name!r} is also that of line {other}")

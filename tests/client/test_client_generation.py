@@ -1,0 +1,263 @@
+"""Handles, progress and cancelling against a real server, over gRPC and HTTP."""
+
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from audioldm2_client import (
+    AudioLDM2Client,
+    InvalidRequestError,
+    ModelNotFoundError,
+    Progress,
+    RequestCancelledError,
+    ServerUnreachableError,
+)
+from tiny_repository import wait_until
+
+LONG = 1000  # steps: far more than any test waits for
+
+
+@pytest.fixture
+def stepping(stepping_url):
+    with AudioLDM2Client(stepping_url, timeout_s=60) as client:
+        yield client
+
+
+def test_handle_comes_at_once_and_the_result_later(stepping):
+    generation = stepping.submit("a dog", num_inference_steps=30, seed=7)
+    assert not generation.done()
+    with pytest.raises(TimeoutError, match=r"isn't over after 0\.01 s"):
+        generation.result(0.01)
+    result = generation.result()
+    assert generation.done()
+    assert result.seed == 7
+    assert generation.result(0) is result
+
+
+def test_failure_comes_out_of_the_handle(stepping):
+    generation = stepping.submit("a dog", num_inference_steps=-1)
+    with pytest.raises(InvalidRequestError, match="num_inference_steps") as caught:
+        generation.result(30)
+    assert caught.value.request_id == generation.id
+    with pytest.raises(InvalidRequestError):
+        stepping.submit([])
+    with pytest.raises(TypeError):
+        stepping.submit("a dog", seed="7")
+
+
+def test_progress_rises_step_by_step(stepping):
+    seen: list[Progress] = []
+    result = stepping.generate("a dog", num_inference_steps=60, on_progress=seen.append)
+    assert result.audio.size
+    assert len(seen) == len(set(seen)) >= 3
+    denoising = [progress for progress in seen if progress.state == "denoising"]
+    assert {progress.total_steps for progress in denoising} == {60}
+    steps = [progress.step for progress in denoising]
+    assert len(steps) >= 3
+    assert steps == sorted(steps)
+
+
+def test_handle_tells_progress_and_the_queue(stepping, ask):
+    running = [stepping.submit("first", num_inference_steps=LONG) for _ in range(2)]
+    for generation in running:
+        wait_until(lambda g=generation: g.progress().state == "denoising", 20, "denoising begins")
+    waiting = []
+    for _ in range(2):
+        waiting.append(stepping.submit("later", num_inference_steps=LONG))
+        wait_until(lambda: waiting[-1].progress().state in ("queued", "denoising"), 20, "it is known")
+    if (progress := waiting[1].progress()).state == "queued":  # the real server may have room for all of them
+        assert progress == ask(waiting[1].id) == Progress("queued", 0, 0, 1)
+    for generation in (*running, *waiting):
+        assert generation.cancel() is True
+
+
+def test_cancel_ends_it_on_the_server_too(stepping, ask):
+    generation = stepping.submit("a dog", num_inference_steps=LONG)
+    wait_until(lambda: ask(generation.id).state == "denoising", 20, "denoising begins")
+    assert generation.cancel() is True
+    assert generation.done()
+    with pytest.raises(RequestCancelledError, match="cancelled"):
+        generation.result()
+    wait_until(lambda: ask(generation.id).state == "cancelled", 20, "the server has stopped it")
+    assert generation.cancel() is False
+
+
+def test_cancel_right_after_submit_reaches_the_server(stepping, ask):
+    generations = [stepping.submit("a dog", num_inference_steps=LONG) for _ in range(5)]
+    for generation in generations:
+        generation.cancel()
+        with pytest.raises(RequestCancelledError):
+            generation.result()
+    for generation in generations:
+        wait_until(lambda g=generation: ask(g.id).state in ("cancelled", "unknown"), 20, "nothing goes on")
+
+
+def test_cancel_of_what_is_done_changes_nothing(stepping):
+    generation = stepping.submit("a dog", num_inference_steps=1)
+    result = generation.result()
+    assert generation.cancel() is False
+    assert generation.result() is result
+
+
+def test_exception_of_the_callback_comes_out_and_cancels(stepping, ask):
+    class StopError(Exception):
+        pass
+
+    seen = []
+
+    def stop(progress: Progress) -> None:
+        if progress.state == "denoising":
+            seen.append(progress)
+            raise StopError("enough")
+
+    ids = remember_ids(stepping)
+    with pytest.raises(StopError, match="enough"):
+        stepping.generate("a dog", num_inference_steps=LONG, on_progress=stop)
+    assert len(seen) == 1
+    wait_until(lambda: ask(ids[0]).state == "cancelled", 20, "the server has stopped it")
+
+
+def remember_ids(client) -> list[str]:
+    """The ids of all generations that the client starts from now on."""
+    ids: list[str] = []
+    submit = client.submit
+
+    def remembering(*arguments, **options):
+        generation = submit(*arguments, **options)
+        ids.append(generation.id)
+        return generation
+
+    client.submit = remembering
+    return ids
+
+
+def test_leaving_the_client_cancels_what_still_runs(stepping_url, ask):
+    with AudioLDM2Client(stepping_url) as client:
+        generation = client.submit("a dog", num_inference_steps=LONG)
+        wait_until(lambda: ask(generation.id).state == "denoising", 20, "denoising begins")
+    with pytest.raises(RequestCancelledError):
+        generation.result()
+    wait_until(lambda: ask(generation.id).state == "cancelled", 20, "the server has stopped it")
+
+
+SCRIPT = """
+import sys, time
+from audioldm2_client import AudioLDM2Client
+client = AudioLDM2Client(sys.argv[1])
+generation = client.submit("a dog", num_inference_steps=1000)
+print(generation.id, flush=True)
+while generation.progress().state == "unknown":
+    time.sleep(0.01)
+"""
+
+
+def test_end_of_the_process_cancels_what_still_runs(stepping_url, ask):
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, stepping_url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until(lambda: ask(done.stdout.strip()).state == "cancelled", 20, "the server has stopped it")
+
+
+INTERRUPTED = """
+import sys
+from audioldm2_client import AudioLDM2Client
+client = AudioLDM2Client(sys.argv[1])
+submit = client.submit
+def announcing(*arguments, **options):
+    generation = submit(*arguments, **options)
+    print(generation.id, flush=True)
+    return generation
+client.submit = announcing
+try:
+    client.generate("a dog", num_inference_steps=1000, on_progress=eval(sys.argv[2]))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("on_progress", ["None", "print"])
+def test_ctrl_c_in_generate_cancels_on_the_server(stepping_url, ask, on_progress):
+    command = [sys.executable, "-W", "error", "-c", INTERRUPTED, stepping_url, on_progress]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            request_id = process.stdout.readline().strip()
+            wait_until(lambda: ask(request_id).state == "denoising", 20, "denoising begins")
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (0, "")
+    assert out.endswith("interrupted\n")
+    wait_until(lambda: ask(request_id).state == "cancelled", 20, "the server has stopped it")
+
+
+def ask_until_told(generation) -> None:
+    """Before the request is sent, nobody is asked."""
+    wait_until(lambda: generation.progress().state != "unknown", 20, "the server is asked")
+
+
+def test_server_without_jobs_generates_and_says_that_it_cannot_tell(url_without_jobs):
+    seen = []
+    with AudioLDM2Client(url_without_jobs) as client:
+        assert client.generate("a dog", num_inference_steps=30, on_progress=seen.append).audio.size
+        assert seen == []
+        generation = client.submit("a dog", num_inference_steps=30)
+        with pytest.raises(ModelNotFoundError, match=r"can't tell progress, because its model 'jobs' isn't there"):
+            ask_until_told(generation)
+        assert generation.cancel() is False
+        with pytest.raises(RequestCancelledError):
+            generation.result(10)
+
+
+def test_jobs_model_of_another_ensemble_is_asked_for_its_own_progress(stepping_url):
+    with AudioLDM2Client(stepping_url, model_name="toy_generator") as client:
+        generation = client.submit("a dog", num_inference_steps=20)
+        with pytest.raises(ModelNotFoundError, match="'toy_generator_jobs'"):
+            ask_until_told(generation)
+        assert generation.cancel() is False
+
+
+def test_readiness(stepping_url):
+    with AudioLDM2Client(stepping_url) as client:
+        client.wait_until_ready(20)
+        assert client.is_ready() is True
+    with AudioLDM2Client(stepping_url, model_name="nosuch") as client:
+        assert client.is_ready() is False
+
+
+@pytest.fixture
+def dead_port():
+    """A port on which nobody listens: bound, so that nobody else can, but not listening."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+def test_no_server_is_not_ready(protocol, dead_port):
+    with AudioLDM2Client(f"{protocol}://127.0.0.1:{dead_port}") as client:
+        assert client.is_ready() is False
+
+
+def test_second_address_takes_over_from_a_dead_one(stepping_url, protocol, dead_port, ask):
+    urls = [f"{protocol}://127.0.0.1:{dead_port}", stepping_url]
+    with AudioLDM2Client(urls, max_retries=0) as client:
+        assert client.is_ready() is True
+        generation = client.submit("a dog", num_inference_steps=20)
+        assert generation.result(30).audio.size
+        assert ask(generation.id).state == "done"
+
+
+def test_secrets_are_in_no_repr_and_no_message(protocol, dead_port):
+    secret = "s3cret-key"  # noqa: S105 - made up
+    client = AudioLDM2Client(
+        f"{protocol}://127.0.0.1:{dead_port}", headers={"Authorization": f"Bearer {secret}"}, max_retries=0
+    )
+    with client, pytest.raises(ServerUnreachableError) as caught:
+        client.generate("a dog")
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert secret not in f"{error!r} {error} {vars(error)}"
+        error = error.__cause__ or error.__context__
+    assert secret not in f"{client!r} {client._connection!r}"

@@ -1,0 +1,53 @@
+"""The package as others see it: its types, its weight, and what it needs."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+USAGE = Path(__file__).with_name("typed_usage.py")
+HEAVY = ("tritonclient", "grpc", "gevent", "aiohttp", "soundfile", "tqdm", "rich", "PIL", "torch")
+
+
+def test_typed_code_that_uses_the_whole_interface_passes_mypy_strict(tmp_path):
+    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", str(USAGE)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+    assert done.stdout.startswith("Success"), done.stdout + done.stderr
+
+
+def test_typed_code_that_uses_the_whole_interface_runs(stepping_url, tmp_path):
+    command = [sys.executable, "-W", "error", str(USAGE), stepping_url, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_usage_names_everything_that_is_public():
+    import audioldm2_client
+
+    text = USAGE.read_text()
+    assert [name for name in audioldm2_client.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_import_loads_nothing_heavy_and_is_quick():
+    code = f"import sys, audioldm2_client; print(sorted(set({HEAVY!r}) & set(sys.modules)))"
+    command = [sys.executable, "-W", "error", "-c", code]
+    durations = []
+    for _ in range(3):  # the best of them: others may be using the machine
+        start = time.monotonic()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        durations.append(time.monotonic() - start)
+        assert (done.stdout, done.stderr) == ("[]\n", "")
+    assert min(durations) < 0.5
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_command_answers_without_loading_what_it_does_not_need(option):
+    code = (
+        "import sys\nfrom audioldm2_client._cli import main\n"
+        f"try: main([{option!r}])\nexcept SystemExit: print(sorted(set({HEAVY[:3]!r}) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.endswith("[]\n")
