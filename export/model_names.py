@@ -11,12 +11,15 @@ CACHED_ENSEMBLE = "audioldm2_cached"
 
 STAGE_NAMES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess", "clap_audio")
 
-_TAKEN = (*STAGE_NAMES, CACHED_ENSEMBLE)
+JOBS = "jobs"
+"""The model that watches and cancels requests; it is no stage, and has no weights."""
+
+_TAKEN = (*STAGE_NAMES, CACHED_ENSEMBLE, JOBS)
 
 _REFERENCES = (
     r'^name: "(\w+)"',  # a model's own name, which stands at the start of a line, unlike a tensor's
     r'model_name: "(\w+)"',  # a step of the ensemble
-    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls
+    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls, or whose modules it uses
 )
 
 
@@ -25,7 +28,7 @@ class ModelNames:
     """Names of the models behind one ensemble: the committed ones for `audioldm2`, prefixed ones for any other.
 
     Attributes:
-        ensemble: The public name: letters, digits and underscores, and not that of a stage.
+        ensemble: The public name: letters, digits and underscores, and not that of another model.
     """
 
     ensemble: str = ENSEMBLE
