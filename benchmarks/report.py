@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+LOSSES = RESULTS / "losses.md"
+"""What the figures say against this project: written by hand, and put first."""
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "onnxruntime-gpu", "nvidia-pytriton", "tritonclient")
 
 
@@ -151,6 +153,8 @@ def make_document() -> str:
         "",
         "Made by `python -m benchmarks.report` from the JSON files in `docs/benchmarks`; don't edit it. Every figure",
         "is a measurement on the machine that stands beside it; a ratio compares two figures of the same run.",
+        "",
+        LOSSES.read_text().rstrip(),
     ]
     for report in reports:
         machine = report["machine"]
