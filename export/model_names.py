@@ -6,12 +6,20 @@ from dataclasses import dataclass
 ENSEMBLE = "audioldm2"
 """The ensemble in the committed repository."""
 
+CACHED_ENSEMBLE = "audioldm2_cached"
+"""The ensemble around it whose answers Triton may cache."""
+
 STAGE_NAMES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess", "clap_audio")
+
+JOBS = "jobs"
+"""The model that watches and cancels requests; it is no stage, and has no weights."""
+
+_TAKEN = (*STAGE_NAMES, CACHED_ENSEMBLE, JOBS)
 
 _REFERENCES = (
     r'^name: "(\w+)"',  # a model's own name, which stands at the start of a line, unlike a tensor's
     r'model_name: "(\w+)"',  # a step of the ensemble
-    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls
+    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls, or whose modules it uses
 )
 
 
@@ -20,22 +28,22 @@ class ModelNames:
     """Names of the models behind one ensemble: the committed ones for `audioldm2`, prefixed ones for any other.
 
     Attributes:
-        ensemble: The public name: letters, digits and underscores, and not that of a stage.
+        ensemble: The public name: letters, digits and underscores, and not that of another model.
     """
 
     ensemble: str = ENSEMBLE
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in STAGE_NAMES:
+        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in _TAKEN:
             raise ValueError(
                 f"--name must be letters, digits and underscores, starting with a letter, and none of "
-                f"{', '.join(STAGE_NAMES)}; got {self.ensemble!r}."
+                f"{', '.join(_TAKEN)}; got {self.ensemble!r}."
             )
 
     def of(self, model: str) -> str:
         """Return the name here of a model of the committed repository."""
-        if model == ENSEMBLE:
-            return self.ensemble
+        if model in (ENSEMBLE, CACHED_ENSEMBLE):
+            return model.replace(ENSEMBLE, self.ensemble, 1)
         return model if self.ensemble == ENSEMBLE else f"{self.ensemble}_{model}"
 
     def rename(self, config: str) -> str:
