@@ -25,8 +25,15 @@ from audioldm2_client._transport import Transport, make_transport
 from audioldm2_client._url import ServerAddress
 
 _open_clients: "weakref.WeakSet[AudioLDM2Client]" = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for client in _open_clients:
+        client._forget()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open_clients.clear)  # they are the parent's to end
+    os.register_at_fork(after_in_child=_forget_all)
 
 
 @atexit.register
@@ -237,6 +244,11 @@ class AudioLDM2Client(ClientCore):
             for transport in self._transports.values():
                 transport.close()
             self._transports.clear()
+
+    def _forget(self) -> None:
+        """In a forked child, leave the generations to the parent, which has their threads."""
+        self._lock = threading.Lock()
+        self._generations = weakref.WeakSet()
 
     def _transport_for(self, address: ServerAddress) -> Transport:
         with self._lock:
