@@ -59,18 +59,27 @@ def test_progress_rises_step_by_step(stepping):
     assert steps == sorted(steps)
 
 
-def test_handle_tells_progress_and_the_queue(stepping, ask):
-    running = [stepping.submit("first", num_inference_steps=LONG) for _ in range(2)]
-    for generation in running:
-        wait_until(lambda g=generation: g.progress().state == "denoising", 20, "denoising begins")
-    waiting = []
-    for _ in range(2):
-        waiting.append(stepping.submit("later", num_inference_steps=LONG))
-        wait_until(lambda: waiting[-1].progress().state in ("queued", "denoising"), 20, "it is known")
-    if (progress := waiting[1].progress()).state == "queued":  # the real server may have room for all of them
-        assert progress == ask(waiting[1].id) == Progress("queued", 0, 0, 1)
-    for generation in (*running, *waiting):
-        assert generation.cancel() is True
+def test_handle_tells_what_the_server_says(stepping, ask):
+    generation = stepping.submit("a dog", num_inference_steps=LONG)
+    wait_until(lambda: generation.progress().step > 2, 60, "some steps")
+    before, told, after = ask(generation.id), generation.progress(), ask(generation.id)
+    assert before.step <= told.step <= after.step
+    assert (told.state, told.total_steps, told.requests_ahead) == ("denoising", after.total_steps, 0)
+    assert generation.cancel() is True
+
+
+def test_handle_tells_its_place_in_the_queue(url):
+    """The toy server alone has a queue of known length: two are denoised at the same time."""
+    with AudioLDM2Client(url) as client:
+        generations = []
+        for state in ("denoising", "denoising", "queued", "queued"):
+            generations.append(client.submit("a dog", num_inference_steps=LONG))
+            wait_until(lambda s=state: generations[-1].progress().state == s, 20, state)
+        assert generations[2].progress() == Progress("queued", 0, 0, 0)
+        assert generations[3].progress() == Progress("queued", 0, 0, 1)
+        generations[0].cancel()
+        wait_until(lambda: generations[2].progress().state == "denoising", 20, "the next one's turn")
+        wait_until(lambda: generations[3].progress().requests_ahead == 0, 20, "moving up")
 
 
 def test_cancel_ends_it_on_the_server_too(stepping, ask):
