@@ -2,8 +2,11 @@
 
 import errno
 import hashlib
+import itertools
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import job_board
@@ -43,13 +46,13 @@ def board(tmp_path: Path, clock: Clock, troubles: list[str]) -> JobBoard:
 
 
 @pytest.fixture
-def other_process(tmp_path: Path, clock: Clock, troubles: list[str], board: JobBoard) -> JobBoard:
+def other_process(tmp_path: Path, clock: Clock, troubles: list[str]) -> JobBoard:
     """The same board as another model has it."""
     return JobBoard(tmp_path / "board", troubles.append, clock)
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_request_is_seen_from_its_beginning_to_its_end(board, other_process):
@@ -83,6 +86,23 @@ def test_what_is_reported_after_the_end_changes_nothing(board):
     entry.end("failed")
     assert board.status(b"a") == JobStatus("done")
     assert not entry.is_cancelled()
+
+
+def test_a_report_of_another_thread_never_overwrites_the_end(board):
+    for number in range(300):
+        entry, ended = board.enter(f"{number}"), threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(report_until, ended, entry)
+            entry.end("done")
+            ended.set()
+        assert board.status(f"{number}".encode()).state == "done"
+
+
+def report_until(ended: threading.Event, entry: JobEntry) -> None:
+    for step in itertools.count():
+        entry.report("denoising", step, 10**9)
+        if ended.is_set():
+            return
 
 
 def test_an_exception_fails_the_request(board):
@@ -216,13 +236,13 @@ def test_entries_are_bounded_and_those_that_are_over_or_silent_go_first(board, c
     live = board.enter("live")
     for number in range(3 * MAX_ENTRIES):
         board.enter(f"over {number}").end("done")
-        assert len(os.listdir(tmp_path / "board")) <= MAX_ENTRIES
+        assert len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
     assert board.status(b"live").state == board.status(b"silent").state == "queued"
     for number in range(MAX_ENTRIES - 1):
         clock.now += 0.001
         live.report("denoising", number, MAX_ENTRIES)
         board.enter(f"flood {number}").close()
-    assert KEPT_ENTRIES <= len(os.listdir(tmp_path / "board")) <= MAX_ENTRIES
+    assert KEPT_ENTRIES <= len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
     assert board.status(b"live").state == "denoising"
     assert board.status(b"silent") == UNKNOWN
 
