@@ -216,10 +216,13 @@ def _git(*arguments: str) -> str:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
+    """Return name, family and model: the name alone doesn't tell generations of a processor apart."""
+    pairs = (line.partition(":") for line in Path("/proc/cpuinfo").read_text().splitlines())
+    facts = {key.strip(): value.strip() for key, _, value in pairs}
+    if "model name" not in facts:
+        return platform.machine()
+    numbers = [f"{key} {facts[key]}" for key in ("cpu family", "model") if key in facts]
+    return ", ".join([facts["model name"], *numbers])
 
 
 def _version(package: str) -> str | None:
