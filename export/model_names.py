@@ -8,10 +8,13 @@ ENSEMBLE = "audioldm2"
 
 STAGE_NAMES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess", "clap_audio")
 
+JOBS = "jobs"
+"""The model that watches and cancels requests; it is no stage, and has no weights."""
+
 _REFERENCES = (
     r'^name: "(\w+)"',  # a model's own name, which stands at the start of a line, unlike a tensor's
     r'model_name: "(\w+)"',  # a step of the ensemble
-    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls
+    r'key: "\w+_model" value: { string_value: "(\w+)" }',  # a model that a Python model calls, or whose modules it uses
 )
 
 
@@ -20,16 +23,17 @@ class ModelNames:
     """Names of the models behind one ensemble: the committed ones for `audioldm2`, prefixed ones for any other.
 
     Attributes:
-        ensemble: The public name: letters, digits and underscores, and not that of a stage.
+        ensemble: The public name: letters, digits and underscores, and not that of another model.
     """
 
     ensemble: str = ENSEMBLE
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in STAGE_NAMES:
+        others = (*STAGE_NAMES, JOBS)
+        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in others:
             raise ValueError(
                 f"--name must be letters, digits and underscores, starting with a letter, and none of "
-                f"{', '.join(STAGE_NAMES)}; got {self.ensemble!r}."
+                f"{', '.join(others)}; got {self.ensemble!r}."
             )
 
     def of(self, model: str) -> str:

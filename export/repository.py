@@ -11,7 +11,7 @@ from pathlib import Path
 from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
 from export.gpt2 import gpt2_stage
-from export.model_names import ENSEMBLE, ModelNames
+from export.model_names import ENSEMBLE, JOBS, ModelNames
 from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage
 from export.pytorch_files import write_postprocess_files, write_tokenizer_files, write_unet_files
 from export.text_encoder import text_encoder_stage
@@ -34,7 +34,7 @@ FILE_STAGES: dict[str, Callable[[Checkpoint, Path, str], float | None]] = {
     "postprocess": lambda checkpoint, folder, _precision: write_postprocess_files(checkpoint, folder),
 }
 STAGES = (*ONNX_STAGES, *FILE_STAGES)
-"""In the order of their export. Every model of the committed repository but the ensemble is one of them."""
+"""In the order of their export. Every model of the committed repository but the ensemble and `jobs` is one of them."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _install(staging: Path, output: Path, names: ModelNames) -> None:
 
 
 def _copy_committed_files(output: Path, names: ModelNames) -> None:
-    for model in (ENSEMBLE, *STAGES):
+    for model in (ENSEMBLE, JOBS, *STAGES):
         version = output / names.of(model) / VERSION
         version.mkdir(parents=True, exist_ok=True)
         config = (COMMITTED_REPOSITORY / model / "config.pbtxt").read_text()

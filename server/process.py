@@ -105,7 +105,7 @@ class SupervisedProcess:
         with contextlib.suppress(ProcessLookupError):
             if self.pid:
                 os.killpg(self.pid, signal.SIGKILL)
-        remove_shared_memory(self._shared_memory_prefix)
+        remove_shared_memory(self._shared_memory_prefix, self.pid)
         shutil.rmtree(self._workspace, ignore_errors=True)
 
     def log_text(self) -> str:

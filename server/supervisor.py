@@ -100,10 +100,13 @@ class Supervisor:
             os.killpg(self.pid, number)
 
 
-def remove_shared_memory(prefix: str) -> None:
-    """Remove the shared memory regions whose names start with `prefix`."""
+def remove_shared_memory(prefix: str, server_pid: int) -> None:
+    """Remove the shared memory regions whose names start with `prefix`, and the job boards of a server that is dead."""
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
+    namespace = Path("/proc/self/ns/pid").stat().st_ino
+    for board in SHARED_MEMORY.glob(f"audioldm2_jobs_{namespace}_{server_pid}_*"):  # model_repository/jobs
+        shutil.rmtree(board, ignore_errors=True)
 
 
 def _die_with_parent() -> None:
@@ -143,7 +146,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, supervisor.stop)
         _report(f"started {supervisor.pid}")
         status = supervisor.run()
-        remove_shared_memory(options.shared_memory_prefix)
+        remove_shared_memory(options.shared_memory_prefix, supervisor.pid)
         _report(f"ended {status}")
         supervisor.wait_for_runner()
     finally:

@@ -117,15 +117,15 @@ def save_unet(folder: Path, seed: int = 0) -> AudioLDM2UNet2DConditionModel:
 
 
 def write_unet_repository(repository: Path, **parameters: Any) -> Path:
-    """Write a model repository with nothing but the committed model `unet`, over the tiny UNet; return it.
+    """Write a model repository with the committed models `unet`, over the tiny UNet, and `jobs`; return it.
 
     Args:
         repository: The folder, which is made.
         parameters: Those of config.pbtxt that shall differ.
     """
-    shutil.copytree(
-        REPOSITORY / "unet", repository / "unet", ignore=shutil.ignore_patterns("__pycache__", "*.safetensors")
-    )
+    for model in ("unet", "jobs"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        shutil.copytree(REPOSITORY / model, repository / model, ignore=ignored)
     config = read_configs()["unet"]
     for name, value in parameters.items():
         config.parameters[name].string_value = str(value)

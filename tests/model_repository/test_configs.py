@@ -73,6 +73,7 @@ def test_backends_are_onnxruntime_and_python_only():
         "vocoder": "onnxruntime",
         "postprocess": "python",
         "clap_audio": "onnxruntime",
+        "jobs": "python",
     }
 
 

@@ -11,6 +11,7 @@ from triton_configs import read_configs
 
 GEOMETRY = AudioGeometry(16_000, 160, 64, 4, 8, 256)
 PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["tokenizer"].parameters).items()}
+del PARAMETERS["jobs_model"]  # the adapter's
 SCHEDULERS = SchedulerNames(["DDIMScheduler", "DPMSolverMultistepScheduler"])
 LIMITS = Limits.from_parameters(PARAMETERS)
 

@@ -10,6 +10,7 @@ from triton_configs import read_configs
 from unet_forward import FixedShape, Preparation
 
 PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["unet"].parameters).items()}
+del PARAMETERS["jobs_model"]  # the adapter's
 
 
 def parse(**changes: str) -> LoopOptions:

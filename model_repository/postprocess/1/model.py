@@ -1,6 +1,8 @@
 """Triton adapter of the postprocess stage."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ class TritonPythonModel:
         num_waveforms_per_prompt: INT32 [1]; 1 means that nothing is ranked.
         clap_text_embeds: FP32 [rows, CLAP width]; the last rows are the prompts.
         seed: INT64 [1].
+        job_ticket: INT64 [1], optional, of the request's entry on the job board; 0 for none.
 
     Outputs:
         audio: FP32 [waveforms, num_samples], for each prompt best first.
@@ -30,6 +33,7 @@ class TritonPythonModel:
         """Load CLAP's feature extractor."""
         parameters = json.loads(args["model_config"])["parameters"]
         self._clap_audio_model = parameters["clap_audio_model"]["string_value"]
+        self._board = _open_board(args, parameters["jobs_model"]["string_value"])
         self._ranking = CandidateRanking(Path(args["model_repository"]) / args["model_version"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -38,6 +42,15 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        with self._board.take_up(self._board.id_of(request), int(inputs.get("job_ticket", [0])[0])) as entry:
+            if entry.is_cancelled():
+                entry.end("cancelled")
+                return _cancelled()
+            response = self._rank(request, inputs)
+            entry.end("failed" if response.has_error() else "done")
+            return response
+
+    def _rank(self, request: Any, inputs: dict[str, np.ndarray]) -> Any:
         audio = cut(inputs["waveform"], int(inputs["num_samples"][0]))
         num_waveforms_per_prompt = int(inputs["num_waveforms_per_prompt"][0])
         if not np.isfinite(audio).all():
@@ -57,13 +70,24 @@ class TritonPythonModel:
     def _clap_audio(self, request: Any, audio: np.ndarray, inputs: dict[str, np.ndarray]) -> Any:
         features = self._ranking.input_features(audio, int(inputs["sampling_rate"][0]), int(inputs["seed"][0]))
         call = pb_utils.InferenceRequest(
-            request_id=request.request_id(),
+            request_id=self._board.id_of(request),
             model_name=self._clap_audio_model,
             requested_output_names=["audio_embeds"],
             inputs=[pb_utils.Tensor("input_features", features)],
             preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
         )
         return call.exec()
+
+
+def _open_board(args: dict[str, str], jobs_model: str) -> Any:
+    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+    sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
+    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
+
+
+def _cancelled() -> Any:
+    message = "[CANCELLED] the request was cancelled after its last step."
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED))
 
 
 def _not_finite() -> Any:

@@ -1,6 +1,8 @@
 """Triton adapter of the tokenizer stage."""
 
+import importlib
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,14 @@ class TritonPythonModel:
         scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
         truncated_tokens: INT32 [prompts], how many T5 tokens of each prompt were cut off.
         deadline_unix_us: INT64 [1], when the request's `timeout` is over; 0 for never.
+        job_ticket: INT64 [1], of the request's entry on the job board; 0 for none.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizers, the checkpoint's sizes and the limits."""
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"])["parameters"]
+        self._board = _open_board(args, parameters.pop("jobs_model")["string_value"])
         self._limits = Limits.from_parameters({key: value["string_value"] for key, value in parameters.items()})
         self._geometry = AudioGeometry.load(folder / "audio_geometry.json")
         self._schedulers = SchedulerNames.load(folder / "scheduler_classes.json")
@@ -47,9 +51,11 @@ class TritonPythonModel:
 
     def _respond(self, request: Any) -> Any:
         try:
-            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            outputs = self._outputs(parse_request(inputs, self._geometry, self._schedulers, self._limits))
-            outputs["deadline_unix_us"] = np.array([_deadline_unix_us(request.timeout())], np.int64)
+            with self._board.enter(self._board.id_of(request)) as entry:
+                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                outputs = self._outputs(parse_request(inputs, self._geometry, self._schedulers, self._limits))
+                outputs["deadline_unix_us"] = np.array([_deadline_unix_us(request.timeout())], np.int64)
+                outputs["job_ticket"] = np.array([entry.ticket], np.int64)
         except InvalidInputError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
@@ -73,6 +79,12 @@ class TritonPythonModel:
             "scheduler_options": np.array([request.scheduler.options_json.encode()], np.object_),
             "eta": np.array([request.eta], np.float32),
         }
+
+
+def _open_board(args: dict[str, str], jobs_model: str) -> Any:
+    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+    sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
+    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
 
 
 def _deadline_unix_us(timeout_us: int) -> int:

@@ -1,4 +1,4 @@
-"""Runs the denoising loop in a thread: the queue, cancellation, deadlines, the end.
+"""Runs the denoising loop in a thread: the queue, cancellation, deadlines, progress, the end.
 
 Everything that computes is done in that one thread, from loading the weights on. A second thread that computes would
 get OpenMP threads of its own; with more of them than cores, they no longer wait actively for work, and every small
@@ -20,7 +20,7 @@ from denoising_errors import (
     RequestCancelledError,
     ShutdownError,
 )
-from denoising_job import Job, never
+from denoising_job import Job, Progress, never, tell_nobody
 from denoising_loop import DenoisingLoop
 from denoising_request import DenoisingRequest, UNetSizes
 from loop_metrics import LoopMetrics
@@ -88,6 +88,7 @@ class DenoisingEngine:
         *,
         deadline: float | None = None,
         is_cancelled: Callable[[], bool] = never,
+        on_progress: Callable[[Progress], object] = tell_nobody,
     ) -> "Future[Tensor]":
         """Start a request, or put it into the queue; never blocks.
 
@@ -95,6 +96,7 @@ class DenoisingEngine:
             request: It is checked here.
             deadline: When the client's time is up, on the engine's clock.
             is_cancelled: Asked from time to time whether the client still wants it.
+            on_progress: Told from time to time how far it is, until its future is done and perhaps once after.
 
         Returns:
             Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
@@ -105,9 +107,10 @@ class DenoisingEngine:
         try:
             request.check(self._sizes, self._options.max_latent_frames)
             steps = self._schedulers.create(request.scheduler)
-            job = Job(request, steps, deadline, is_cancelled, arrived_s=self._clock())
+            job = Job(request, steps, deadline, is_cancelled, on_progress, arrived_s=self._clock())
             if error := self._reason_to_drop(job):
                 raise error
+            job.on_progress(Progress(0, job.num_forwards, is_waiting=True, requests_ahead=self.num_waiting))
             self._enqueue(job)
         except DenoisingError as error:
             self._metrics.count_request(error)
@@ -207,10 +210,16 @@ class DenoisingEngine:
 
     def _poll_once(self) -> None:
         with self._changed:
-            jobs = [*self._active, *self._waiting]
-        for job in jobs:
-            if not job.future.done() and (error := self._reason_to_drop(job)):
+            progress = {job: Progress(job.forwards_done, job.num_forwards) for job in self._active}
+            for ahead, job in enumerate(self._waiting):
+                progress[job] = Progress(0, job.num_forwards, is_waiting=True, requests_ahead=ahead)
+        for job in progress:
+            if job.future.done():
+                continue
+            if error := self._reason_to_drop(job):
                 self._drop(job, error)
+            else:
+                job.on_progress(progress[job])
         if self._on_poll:
             self._on_poll(self.num_in_flight, self.num_waiting)
 

@@ -22,6 +22,27 @@ def never() -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is.
+
+    Attributes:
+        step: Forwards that are done.
+        total_steps: How many there will be.
+        is_waiting: Whether it is in the queue.
+        requests_ahead: Requests before it in the queue.
+    """
+
+    step: int
+    total_steps: int
+    is_waiting: bool = False
+    requests_ahead: int = 0
+
+
+def tell_nobody(_: Progress) -> None:
+    """Do nothing: nobody watches."""
+
+
 @dataclass(eq=False)
 class Job:
     """A request with the state of its denoising.
@@ -34,6 +55,7 @@ class Job:
         steps: The scheduler.
         deadline: When the client's time is up, on the loop's clock; None for never.
         is_cancelled: Asks whether the client still wants it; may be slow.
+        on_progress: Is told how far it is; may be slow.
         arrived_s: When it came, on the loop's clock.
         future: Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
         forwards_done: How many of `steps.timesteps` are behind it.
@@ -48,6 +70,7 @@ class Job:
     steps: Steps
     deadline: float | None = None
     is_cancelled: Callable[[], bool] = never
+    on_progress: Callable[[Progress], object] = tell_nobody
     arrived_s: float = 0.0
     future: "Future[Tensor]" = field(default_factory=Future)
     forwards_done: int = 0

@@ -1,6 +1,8 @@
 """Triton adapter of the denoising loop."""
 
+import importlib
 import json
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +13,8 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from denoising_engine import DenoisingEngine
-from denoising_errors import DenoisingError, InvalidRequestError
+from denoising_errors import DenoisingError, InvalidRequestError, RequestCancelledError
+from denoising_job import Progress
 from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics, PublishedMetrics
 from loop_options import LoopOptions
@@ -38,6 +41,8 @@ class TritonPythonModel:
         eta: FP32 [1].
         deadline_unix_us: INT64 [1], optional, when the client's time is up; 0 for never. The request parameter
             `timeout` (microseconds, from now on) holds as well.
+        job_ticket: INT64 [1], optional, of the entry on the job board that an earlier stage made; 0 for none. Without
+            this input, a request that carries an id gets an entry here, and is done when it is denoised.
 
     Outputs:
         latents: FP32 [waveforms, channels, frames, bins].
@@ -47,6 +52,7 @@ class TritonPythonModel:
         """Load the UNet and the scheduler's configuration, and start the loop."""
         folder = Path(args["model_repository"]) / args["model_version"]
         parameters = json.loads(args["model_config"])["parameters"]
+        self._board = _open_board(args, parameters.pop("jobs_model")["string_value"])
         options = LoopOptions.from_parameters({key: value["string_value"] for key, value in parameters.items()})
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
@@ -72,28 +78,47 @@ class TritonPythonModel:
         self._responder.shutdown()
 
     def _start_or_refuse(self, request: Any) -> Any:
+        entry, state_after = self._entry(request)
         try:
             self._engine.check_queue()
         except DenoisingError as error:
+            entry.end(_state_of(error))
             return _error_response(error)  # the quickest way, for there may be many of these
         sender = request.get_response_sender()
         try:
-            future = self._start(request, sender.is_cancelled)
+            future = self._start(request, entry, sender)
         except DenoisingError as error:
+            entry.end(_state_of(error))
             _send(sender, _error_response(error))
         else:
-            future.add_done_callback(self._answer_later(sender))
+            future.add_done_callback(self._answer_later(sender, entry, state_after))
         return None
 
-    def _start(self, request: Any, is_cancelled: Callable[[], bool]) -> "Future[torch.Tensor]":
+    def _entry(self, request: Any) -> tuple[Any, str]:
+        """Return the request's entry on the job board, and its state once it is denoised."""
+        ticket = pb_utils.get_input_tensor_by_name(request, "job_ticket")
+        if ticket is None:
+            return self._board.enter(self._board.id_of(request)), "done"
+        return self._board.take_up(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
+
+    def _start(self, request: Any, entry: Any, sender: Any) -> "Future[torch.Tensor]":
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         return self._engine.submit(
-            _denoising_request(inputs), deadline=_deadline(inputs, request.timeout()), is_cancelled=is_cancelled
+            _denoising_request(inputs),
+            deadline=_deadline(inputs, request.timeout()),
+            is_cancelled=lambda: entry.is_cancelled() or sender.is_cancelled(),
+            on_progress=_report_to(entry),
         )
 
-    def _answer_later(self, sender: Any) -> Callable[["Future[torch.Tensor]"], object]:
+    def _answer_later(self, sender: Any, entry: Any, state_after: str) -> Callable[["Future[torch.Tensor]"], object]:
         """Return a callback that answers in a thread of its own: sending takes a while, and the loop shan't wait."""
-        return lambda future: self._responder.submit(_answer, sender, future)
+        return lambda future: self._responder.submit(_answer, sender, future, entry, state_after)
+
+
+def _open_board(args: dict[str, str], jobs_model: str) -> Any:
+    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+    sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
+    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
 
 
 def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNetForward:
@@ -139,11 +164,23 @@ def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
     return min(deadlines, default=None)
 
 
-def _answer(sender: Any, future: "Future[torch.Tensor]") -> None:
+def _report_to(entry: Any) -> Callable[[Progress], None]:
+    return lambda progress: entry.report(
+        "queued" if progress.is_waiting else "denoising", progress.step, progress.total_steps, progress.requests_ahead
+    )
+
+
+def _state_of(error: DenoisingError) -> str:
+    return "cancelled" if isinstance(error, RequestCancelledError) else "failed"
+
+
+def _answer(sender: Any, future: "Future[torch.Tensor]", entry: Any, state_after: str) -> None:
     error = future.exception()
     if isinstance(error, DenoisingError):
+        entry.end(_state_of(error))
         _send(sender, _error_response(error))
     else:
+        entry.end(state_after)
         _send(sender, pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))
 
 

@@ -1,0 +1,55 @@
+"""Triton adapter of the job board."""
+
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from job_board import JobStatus, open_board
+from job_folder import remove_folders_of_dead_servers
+from job_query import InvalidQueryError, parse_query
+
+
+class TritonPythonModel:
+    """Tells how far a request is, or cancels it; one response for each request.
+
+    Inputs:
+        request_id: BYTES [1], the Triton request id that the generation carried, 1 to 128 bytes of UTF-8.
+        action: BYTES [1], optional: `status`, or `cancel`, which ends the request if it is live.
+
+    Outputs:
+        state: BYTES [1], `queued`, `denoising`, `decoding`, `done`, `failed`, `cancelled` or `unknown`.
+        step: INT32 [1], denoising steps that are done.
+        total_steps: INT32 [1], how many there will be; 0 while that isn't known.
+        requests_ahead: INT32 [1], requests before it in the queue; 0 once it is denoised.
+    """
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Remove what dead servers left, and make this server's folder."""
+        remove_folders_of_dead_servers()
+        self._board = open_board(args["model_name"], pb_utils.Logger.log_warn)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request, with an error of its own where it is wrong."""
+        return [self._respond(request) for request in requests]
+
+    def finalize(self) -> None:
+        """Remove the folder; a model that runs on makes it anew when it needs it."""
+        self._board.remove()
+
+    def _respond(self, request: Any) -> Any:
+        try:
+            query = parse_query({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+        except InvalidQueryError as error:
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+        look_up = self._board.cancel if query.action == "cancel" else self._board.status
+        return _response(look_up(query.request_id))
+
+
+def _response(status: JobStatus) -> Any:
+    numbers = {name: getattr(status, name) for name in ("step", "total_steps", "requests_ahead")}
+    return pb_utils.InferenceResponse(
+        [
+            pb_utils.Tensor("state", np.array([status.state.encode()], np.object_)),
+            *(pb_utils.Tensor(name, np.array([number], np.int32)) for name, number in numbers.items()),
+        ]
+    )
