@@ -17,7 +17,7 @@ CHROMIUM  := $(VENV)/chromium/chromium
 # What an exported repository depends on; a change of it means a new export.
 EXPORT_ID  = $(CHECKPOINT) $(shell cat export/*.py | sha256sum | cut -c1-16)
 
-.PHONY: demo serve export test bench parity lint format lock clean help
+.PHONY: demo serve export test bench perf parity lint format lock clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,12 +41,22 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 test: $(INSTALLED) $(CHROMIUM) ## Run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md (half an hour)
+bench: $(INSTALLED) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md (two hours)
 	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32
 	$(BIN)/python -m benchmarks.latency --size full
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.knobs
+	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.denoising
 	$(BIN)/python -m benchmarks.unet_gpu --dtype fp32 --steps 5 --name unet_cpu_fp32
 	$(BIN)/python -m benchmarks.unet_gpu --dtype bf16 --steps 5 --name unet_cpu_bf16
+	$(BIN)/python -m benchmarks.stages --dtype bf16
+
+perf: $(INSTALLED) ## Fetch Triton's perf_analyzer and load an embedded server over gRPC and HTTP (ten minutes)
+	$(BIN)/python -m benchmarks.perf_analyzer
 
 parity: $(INSTALLED) ## Measure the agreement with diffusers and write docs/parity.md
 	$(BIN)/python -m benchmarks.parity

@@ -46,12 +46,12 @@ class Diffusers:
         self._time(self._pipeline.vae, "decode", "vae")
         self._time(self._pipeline.vocoder, "forward", "vocoder")
 
-    def generate(self, length_s: float, steps: int) -> dict[str, float]:
+    def generate(self, length_s: float, steps: int, prompt: str = PROMPT) -> dict[str, float]:
         """Generate once; return the seconds of each part and of the whole."""
         self._seconds.clear()
         start = time.perf_counter()
         self._pipeline(
-            PROMPT,
+            prompt,
             negative_prompt=NEGATIVE_PROMPT,
             audio_length_in_s=length_s,
             num_inference_steps=steps,

@@ -18,6 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "benchmarks"
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
+LOSSES = RESULTS / "losses.md"
+"""What the figures say against this project: written by hand, and put first."""
 PACKAGES = ("torch", "diffusers", "transformers", "onnxruntime", "onnxruntime-gpu", "nvidia-pytriton", "tritonclient")
 
 
@@ -63,6 +65,25 @@ class Table:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Plot:
+    """Curves of what a benchmark found.
+
+    Attributes:
+        title: What is compared.
+        x_label: Quantity and unit.
+        y_label: Quantity and unit.
+        curves: Points by name.
+        markers: Whether each point is a measurement of its own, to be marked.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: dict[str, list[tuple[float, float]]]
+    markers: bool = False
+
+
 @dataclass
 class Report:
     """One benchmark's results.
@@ -72,6 +93,7 @@ class Report:
         title: A heading.
         command: That makes it again.
         tables: For people.
+        plots: For people.
         measurements: For programs: everything measured, by name.
         machine: Where it ran.
     """
@@ -80,6 +102,7 @@ class Report:
     title: str
     command: str
     tables: list[Table] = field(default_factory=list)
+    plots: list[Plot] = field(default_factory=list)
     measurements: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
 
@@ -89,9 +112,11 @@ class Report:
         print("\n".join(_markdown(table)), flush=True)
 
     def save(self) -> None:
-        """Write the JSON file, and docs/benchmarks.md anew."""
+        """Write the JSON file and the plots, and docs/benchmarks.md anew."""
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        for number, plot in enumerate(self.plots):
+            _draw(plot, RESULTS / _plot_file(self.name, number))
         DOCUMENT.write_text(make_document())
 
 
@@ -128,6 +153,8 @@ def make_document() -> str:
         "",
         "Made by `python -m benchmarks.report` from the JSON files in `docs/benchmarks`; don't edit it. Every figure",
         "is a measurement on the machine that stands beside it; a ratio compares two figures of the same run.",
+        "",
+        LOSSES.read_text().rstrip(),
     ]
     for report in reports:
         machine = report["machine"]
@@ -139,6 +166,8 @@ def make_document() -> str:
         ]
         for table in report["tables"]:
             lines += ["", *_markdown(Table(**table))]
+        for number, plot in enumerate(report.get("plots", [])):
+            lines += ["", f"![{plot['title']}](benchmarks/{_plot_file(report['name'], number)})"]
     return "\n".join(lines) + "\n"
 
 
@@ -153,6 +182,27 @@ def _markdown(table: Table) -> list[str]:
 
 def _row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
+
+
+def _plot_file(report: str, number: int) -> str:
+    return f"{report}_{number}.svg"
+
+
+def _draw(plot: Plot, path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = plot.title  # equal points, equal file
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, points in plot.curves.items():
+        axes.plot(*zip(*points, strict=True), marker="o" if plot.markers else None, label=name)
+    axes.set(title=plot.title, xlabel=plot.x_label, ylabel=plot.y_label, xlim=(0, None), ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
 
 
 def commit() -> str:

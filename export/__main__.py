@@ -13,7 +13,7 @@ from export.checkpoint import Checkpoint, CheckpointError
 from export.model_names import ENSEMBLE
 from export.onnx_stage import VerificationError
 from export.pytorch_files import PRECISIONS
-from export.repository import STAGES, StageResult, export_checkpoint
+from export.repository import ONNX_STAGES, STAGES, StageResult, export_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library.utils.logging.disable_progress_bar()
     try:
         checkpoint = Checkpoint.find(options.checkpoint)
-        _export(checkpoint, options.output, options.name, options.precision)
+        _export(checkpoint, options)
     except (CheckpointError, VerificationError, OSError, ValueError) as error:
         print(f"export: {error} Nothing was changed in {options.output}.", file=sys.stderr)
         return 1
@@ -51,12 +51,20 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=PRECISIONS,
         default="fp32",
-        help="of the UNet's weights; the other stages stay in fp32 (default: %(default)s)",
+        help="of the UNet's weights (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fp16-stages",
+        nargs="+",
+        choices=ONNX_STAGES,
+        default=[],
+        metavar="STAGE",
+        help=f"of {', '.join(ONNX_STAGES)}: computed in fp16, for GPUs; the others stay in fp32",
     )
     return parser
 
 
-def _export(checkpoint: Checkpoint, output: Path, name: str, precision: str) -> None:
+def _export(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
     with tqdm(total=len(STAGES), unit="stage", leave=False, disable=None) as bar:
 
         def report(stage: str, result: StageResult) -> None:
@@ -65,7 +73,13 @@ def _export(checkpoint: Checkpoint, output: Path, name: str, precision: str) -> 
             bar.update()
 
         export_checkpoint(
-            checkpoint, output, name=name, precision=precision, on_start=bar.set_description, on_done=report
+            checkpoint,
+            options.output,
+            name=options.name,
+            precision=options.precision,
+            fp16_stages=options.fp16_stages,
+            on_start=bar.set_description,
+            on_done=report,
         )
 
 

@@ -6,16 +6,14 @@ is exported, and becomes the body of an ONNX Loop: the first iteration takes the
 later one a single position.
 """
 
-from collections.abc import Sequence
-
 import onnx_ir
 import torch
-from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tape import Tape
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2LMHeadModel, GPT2Model
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.loop_body import make_body, rebuilt, run_loop, take_nodes, typed_value
 from export.onnx_nodes import integers
 from export.onnx_stage import OnnxStage
 
@@ -120,45 +118,25 @@ def loop_over(step: onnx_ir.Model, num_embeds: int, cache_sizes: tuple[int, int,
     embeds, mask, _ = step.graph.inputs
     width = step.graph.outputs[0].shape[2]  # type: ignore[index]  # the exporter always tells the shapes
     inputs = [
-        _value("projected_prompt_embeds", embeds.dtype, ["rows", "tokens", width]),
-        _value("projected_attention_mask", mask.dtype, ["rows", "tokens"]),
+        typed_value("projected_prompt_embeds", embeds.dtype, ["rows", "tokens", width]),
+        typed_value("projected_attention_mask", mask.dtype, ["rows", "tokens"]),
     ]
-    step.graph.initializers.clear()
     tape = Tape()
     cache = _empty_cache(tape, inputs[0], cache_sizes)
-    collected = tape.op_multi_out(
-        "Loop",
-        [integers(tape, num_embeds), tape.op("Constant", [], {"value": onnx_ir.tensor(True)}), *inputs, cache],
-        {"body": _loop_body(step.graph)},
-        num_outputs=4,
-    )[3]
+    *_, collected = run_loop(tape, integers(tape, num_embeds), [*inputs, cache], _collecting_body(step.graph))
     generated = tape.op("Transpose", [tape.op("Squeeze", [collected, integers(tape, [2])])], {"perm": [1, 0, 2]})
     generated.name = "generated_prompt_embeds"
     generated.type, generated.shape = embeds.type, onnx_ir.Shape(["rows", num_embeds, width])
-    graph = onnx_ir.Graph(
-        inputs, [generated], nodes=tape.nodes, initializers=weights, opset_imports=step.opset_imports, name="gpt2"
-    )
-    model = onnx_ir.Model(graph, ir_version=step.ir_version, functions=list(step.functions.values()))
-    NameFixPass()(model)  # the names made here and those of the step were given independently
-    return model
+    return rebuilt(step, inputs, [generated], tape, weights)
 
 
-def _loop_body(step: onnx_ir.Graph) -> onnx_ir.Graph:
-    """Turn the step's graph into a Loop's body: iteration and condition first, and each hidden state also collected."""
-    carried, results = list(step.inputs), list(step.outputs)
-    nodes = list(step)
-    step.remove(nodes)
-    step.inputs.clear()
-    step.outputs.clear()
-    for value in (*carried, *results):
-        value.shape = None  # sizes change from the first iteration to the second
-    iteration = _value("iteration", onnx_ir.DataType.INT64, [])
-    condition = _value("condition", onnx_ir.DataType.BOOL, [])
+def _collecting_body(step: onnx_ir.Graph) -> onnx_ir.Graph:
+    """Return the step as a Loop's body, each hidden state also collected."""
+    nodes, carried, results = take_nodes(step)
     tape = Tape()
-    go_on, collected = tape.op("Identity", [condition]), tape.op("Identity", [results[0]])
-    return onnx_ir.Graph(
-        [iteration, condition, *carried], [go_on, *results, collected], nodes=[*nodes, *tape.nodes], name="step"
-    )
+    collected = tape.op("Identity", [results[0]])
+    iteration = typed_value("iteration", onnx_ir.DataType.INT64, [])
+    return make_body(iteration, carried, [*nodes, *tape.nodes], [*results, collected])
 
 
 def _empty_cache(tape: Tape, embeds: onnx_ir.Value, cache_sizes: tuple[int, int, int, int]) -> onnx_ir.Value:
@@ -166,11 +144,3 @@ def _empty_cache(tape: Tape, embeds: onnx_ir.Value, cache_sizes: tuple[int, int,
     rows = tape.op("Shape", [embeds], {"start": 0, "end": 1})
     shape = [integers(tape, [layers, pair]), rows, integers(tape, [heads, 0, head_width])]
     return tape.op("ConstantOfShape", [tape.op("Concat", shape, {"axis": 0})])
-
-
-def _value(
-    name: str, dtype: onnx_ir.DataType | None, shape: Sequence[int | str | onnx_ir.SymbolicDim]
-) -> onnx_ir.Value:
-    return onnx_ir.Value(
-        name=name, shape=onnx_ir.Shape(shape), type=onnx_ir.TensorType(dtype or onnx_ir.DataType.FLOAT)
-    )

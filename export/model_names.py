@@ -6,10 +6,15 @@ from dataclasses import dataclass
 ENSEMBLE = "audioldm2"
 """The ensemble in the committed repository."""
 
+CACHED_ENSEMBLE = "audioldm2_cached"
+"""The ensemble around it whose answers Triton may cache."""
+
 STAGE_NAMES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess", "clap_audio")
 
 JOBS = "jobs"
 """The model that watches and cancels requests; it is no stage, and has no weights."""
+
+_TAKEN = (*STAGE_NAMES, CACHED_ENSEMBLE, JOBS)
 
 _REFERENCES = (
     r'^name: "(\w+)"',  # a model's own name, which stands at the start of a line, unlike a tensor's
@@ -29,17 +34,16 @@ class ModelNames:
     ensemble: str = ENSEMBLE
 
     def __post_init__(self) -> None:
-        others = (*STAGE_NAMES, JOBS)
-        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in others:
+        if not re.fullmatch(r"[A-Za-z]\w*", self.ensemble, re.ASCII) or self.ensemble in _TAKEN:
             raise ValueError(
                 f"--name must be letters, digits and underscores, starting with a letter, and none of "
-                f"{', '.join(others)}; got {self.ensemble!r}."
+                f"{', '.join(_TAKEN)}; got {self.ensemble!r}."
             )
 
     def of(self, model: str) -> str:
         """Return the name here of a model of the committed repository."""
-        if model == ENSEMBLE:
-            return self.ensemble
+        if model in (ENSEMBLE, CACHED_ENSEMBLE):
+            return model.replace(ENSEMBLE, self.ensemble, 1)
         return model if self.ensemble == ENSEMBLE else f"{self.ensemble}_{model}"
 
     def rename(self, config: str) -> str:

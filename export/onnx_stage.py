@@ -1,12 +1,14 @@
 """Exports one PyTorch module as ONNX and checks the file against PyTorch in ONNX Runtime."""
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -25,6 +27,7 @@ EXTERNAL_DATA_FROM_BYTES = 1_000_000_000
 """Weights from this size on go to a file of their own: a single ONNX file can't be larger than 2 GB."""
 
 MAX_RELATIVE_ERROR = 1e-3
+MAX_FP16_ERROR = 3e-2
 
 
 class VerificationError(Exception):
@@ -44,6 +47,7 @@ class OnnxStage:
         check: Inputs of other sizes, with which the file is verified.
         reference: Computes the right outputs from `check`; `module` itself where it's None.
         rewrite: Changes the exported graph before it is saved.
+        max_relative_error: What the verification allows.
     """
 
     name: str
@@ -54,6 +58,27 @@ class OnnxStage:
     check: Mapping[str, Tensor]
     reference: Callable[..., tuple[Tensor, ...] | Tensor] | None = None
     rewrite: Callable[[onnx_ir.Model], onnx_ir.Model] | None = None
+    max_relative_error: float = MAX_RELATIVE_ERROR
+
+
+def in_fp16(stage: OnnxStage) -> OnnxStage:
+    """Return the stage with weights and computation in float16; inputs, outputs and the reference stay as they are."""
+    reference = copy.deepcopy(stage.reference or stage.module)
+    stage.module.half()
+    stage.module.register_forward_pre_hook(_halve_inputs, with_kwargs=True)
+    stage.module.register_forward_hook(_restore_outputs)
+    return replace(stage, reference=reference, max_relative_error=MAX_FP16_ERROR)
+
+
+def _halve_inputs(_: nn.Module, arguments: Any, named: Any) -> Any:
+    halved = {name: value.half() if value.is_floating_point() else value for name, value in named.items()}
+    return arguments, halved
+
+
+def _restore_outputs(_module: nn.Module, _inputs: Any, outputs: Any) -> Any:
+    if isinstance(outputs, Tensor):
+        return outputs.float()
+    return tuple(output.float() if output.is_floating_point() else output for output in outputs)
 
 
 def export_stage(stage: OnnxStage, folder: Path) -> float:
@@ -63,7 +88,7 @@ def export_stage(stage: OnnxStage, folder: Path) -> float:
         The largest relative error among the outputs: ||onnx - pytorch|| / ||pytorch||.
 
     Raises:
-        VerificationError: The error is above MAX_RELATIVE_ERROR.
+        VerificationError: The error is above the stage's `max_relative_error`.
     """
     with torch.inference_mode(), _quiet():
         program = torch.onnx.export(
@@ -111,10 +136,10 @@ def verify(stage: OnnxStage, path: Path) -> float:
         name: relative_error(got, want.numpy()) for name, got, want in zip(stage.outputs, actual, expected, strict=True)
     }
     worst = max(errors, key=lambda name: errors[name])
-    if not errors[worst] <= MAX_RELATIVE_ERROR:
+    if not errors[worst] <= stage.max_relative_error:
         raise VerificationError(
             f"{stage.name}: output {worst} differs from PyTorch by {errors[worst]:.1e} (relative), more than "
-            f"{MAX_RELATIVE_ERROR:.0e}."
+            f"{stage.max_relative_error:.0e}."
         )
     return errors[worst]
 

@@ -4,15 +4,15 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
 from export.gpt2 import gpt2_stage
-from export.model_names import ENSEMBLE, JOBS, ModelNames
-from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage
+from export.model_names import CACHED_ENSEMBLE, ENSEMBLE, JOBS, ModelNames
+from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage, in_fp16
 from export.pytorch_files import write_postprocess_files, write_tokenizer_files, write_unet_files
 from export.text_encoder import text_encoder_stage
 from export.vae import vae_stage
@@ -34,7 +34,7 @@ FILE_STAGES: dict[str, Callable[[Checkpoint, Path, str], float | None]] = {
     "postprocess": lambda checkpoint, folder, _precision: write_postprocess_files(checkpoint, folder),
 }
 STAGES = (*ONNX_STAGES, *FILE_STAGES)
-"""In the order of their export. Every model of the committed repository but the ensemble and `jobs` is one of them."""
+"""In the order of their export. What else the committed repository has, the ensembles and `jobs`, has no weights."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ def export_checkpoint(
     *,
     name: str = ENSEMBLE,
     precision: str = "fp32",
+    fp16_stages: Collection[str] = (),
     on_start: Callable[[str], object],
     on_done: Callable[[str, StageResult], object],
 ) -> None:
@@ -69,7 +70,8 @@ def export_checkpoint(
         output: Where to; made if it doesn't exist.
         name: Of the ensemble. Several checkpoints lie side by side under several names; the stages of all but
             `audioldm2` get the name as a prefix, since Triton's model names are global.
-        precision: Of the UNet's weights, a key of PRECISIONS; the other stages stay in float32.
+        precision: Of the UNet's weights, a key of PRECISIONS.
+        fp16_stages: Keys of ONNX_STAGES that are computed in float16; the others stay in float32.
         on_start: Called with a stage's name before it.
         on_done: Called with a stage's name and result after it.
 
@@ -85,15 +87,17 @@ def export_checkpoint(
         for stage in STAGES:
             on_start(stage)
             started = time.monotonic()
-            error = _export_stage(checkpoint, stage, staging / stage / VERSION, precision)
+            folder = staging / stage / VERSION
+            error = _export_stage(checkpoint, stage, folder, precision, fp16=stage in fp16_stages)
             on_done(stage, StageResult(error, time.monotonic() - started))
         _install(staging, output, names)
 
 
-def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: str) -> float | None:
-    if name in ONNX_STAGES:
-        return export_stage(ONNX_STAGES[name](checkpoint), folder)
-    return FILE_STAGES[name](checkpoint, folder, precision)
+def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: str, *, fp16: bool) -> float | None:
+    if name in FILE_STAGES:
+        return FILE_STAGES[name](checkpoint, folder, precision)
+    stage = ONNX_STAGES[name](checkpoint)
+    return export_stage(in_fp16(stage) if fp16 else stage, folder)
 
 
 @contextlib.contextmanager
@@ -115,7 +119,7 @@ def _install(staging: Path, output: Path, names: ModelNames) -> None:
 
 
 def _copy_committed_files(output: Path, names: ModelNames) -> None:
-    for model in (ENSEMBLE, JOBS, *STAGES):
+    for model in (ENSEMBLE, CACHED_ENSEMBLE, JOBS, *STAGES):
         version = output / names.of(model) / VERSION
         version.mkdir(parents=True, exist_ok=True)
         config = (COMMITTED_REPOSITORY / model / "config.pbtxt").read_text()

@@ -1,8 +1,9 @@
 """The stage `vae`: the decoder, from latents to log-mel spectrograms, in bounded memory.
 
-The decoder's middle block has one attention over all latent positions. Exported as it stands, ONNX Runtime computes its
-whole N x N matrix: 60,000 positions at 150 s, over 14 GB. Each row of the matrix needs only its own query, so queries
-go through in groups of QUERY_GROUP, with a Scan: the result is the same, the memory grows with N instead of N squared.
+Rows go through one after the other: the memory is that of one. The decoder's middle block has one attention over all
+latent positions. Exported as it stands, ONNX Runtime computes its whole N x N matrix: 60,000 positions at 150 s, over
+14 GB. Each row of the matrix needs only its own query, so queries go through in groups of QUERY_GROUP, with a Scan: the
+result is the same, the memory grows with N instead of N squared.
 """
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from export.onnx_stage import OnnxStage
+from export.row_loop import row_by_row
 
 QUERY_GROUP = 1024
 
@@ -79,4 +81,5 @@ def vae_stage(checkpoint: Checkpoint) -> OnnxStage:
         # Long enough for two groups of queries, the second one with padding.
         check={"latents": torch.randn(3, vae.config.latent_channels, QUERY_GROUP // bins + 10, bins)},
         reference=VaeDecoder(reference),
+        rewrite=row_by_row,
     )

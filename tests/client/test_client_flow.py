@@ -185,7 +185,9 @@ def test_only_refusals_and_connections_that_were_never_made_are_safe(status, mes
 
 
 def test_jobs_model_is_named_after_the_ensemble():
-    assert (jobs_model_name("audioldm2"), jobs_model_name("audioldm2_music")) == ("jobs", "audioldm2_music_jobs")
+    names = ("audioldm2", "audioldm2_cached", "audioldm2_music", "audioldm2_music_cached")
+    jobs, music = "jobs", "audioldm2_music_jobs"
+    assert [jobs_model_name(name) for name in names] == [jobs, jobs, music, music]
 
 
 def test_progress_is_asked_for_the_id_and_read():

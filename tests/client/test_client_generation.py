@@ -160,6 +160,34 @@ def test_end_of_the_process_cancels_what_still_runs(stepping_url, ask):
     wait_until(lambda: ask(done.stdout.strip()).state == "cancelled", 20, "the server has stopped it")
 
 
+FORKING = """
+import os, sys
+from audioldm2_client import AudioLDM2Client
+with AudioLDM2Client(sys.argv[1]) as client:
+    generation = client.submit("a dog", num_inference_steps=50)
+    if os.fork() == 0:
+        sys.exit(0)
+    os.wait()
+    print(generation.result().seed)
+"""
+
+
+def test_end_of_a_forked_child_leaves_the_parents_generations_alone(stepping_server):
+    url = f"http://{stepping_server.http_url}"  # gRPC doesn't support forks of its own
+    done = subprocess.run([sys.executable, "-c", FORKING, url], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip().isdecimal()
+
+
+def test_closed_client_says_so_also_through_its_handles(stepping_url):
+    with AudioLDM2Client(stepping_url) as client:
+        generation = client.submit("a dog")
+        result = generation.result()
+    assert generation.result() is result
+    with pytest.raises(RuntimeError, match="client is closed"):
+        generation.progress()
+
+
 INTERRUPTED = """
 import sys
 from audioldm2_client import AudioLDM2Client

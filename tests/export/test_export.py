@@ -16,9 +16,18 @@ from export import onnx_stage, repository
 from export.checkpoint import Checkpoint
 from export.demo import count_parameters, write_checkpoint
 from export.gpt2 import gpt2_stage
-from export.onnx_stage import MAX_RELATIVE_ERROR, OnnxStage, VerificationError, export_stage, relative_error
+from export.onnx_stage import (
+    MAX_FP16_ERROR,
+    MAX_RELATIVE_ERROR,
+    OnnxStage,
+    VerificationError,
+    export_stage,
+    in_fp16,
+    relative_error,
+)
 from export.pytorch_files import PRECISIONS, write_unet_files
 from export.vae import QUERY_GROUP, VaeDecoder
+from export.vocoder import WINDOW, halo_frames, vocoder_stage
 
 
 def files(folder: Path) -> set[str]:
@@ -103,6 +112,55 @@ def test_attention_over_groups_of_queries_is_exact(demo_checkpoint, exported_rep
         expected = VaeDecoder(vae)(latents).numpy()
     session = onnxruntime.InferenceSession(exported_repository / "vae" / "1" / "model.onnx")
     assert relative_error(session.run(None, {"latents": latents.numpy()})[0], expected) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def vocoder(demo_checkpoint):
+    return Checkpoint.find(str(demo_checkpoint)).load("vocoder")
+
+
+@pytest.mark.parametrize("frames", [1, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 17])
+def test_windows_of_the_vocoder_leave_no_seam(vocoder, exported_repository, frames):
+    torch.manual_seed(frames)
+    mel = torch.randn(2, frames, 64)
+    with torch.inference_mode():
+        expected = vocoder(mel).numpy()
+    session = onnxruntime.InferenceSession(exported_repository / "vocoder" / "1" / "model.onnx")
+    waveform = session.run(None, {"mel_spectrogram": mel.numpy()})[0]
+    assert waveform.shape == expected.shape
+    # Relative to the whole, so that a seam of a few samples is seen too.
+    assert np.abs(waveform - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_a_halo_that_is_too_small_is_refused(demo_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("export.vocoder.halo_frames", lambda _: 2)
+    with pytest.raises(VerificationError, match="vocoder: output waveform differs"):
+        export_stage(vocoder_stage(Checkpoint.find(str(demo_checkpoint))), tmp_path)
+
+
+def test_the_halo_is_what_a_sample_depends_on(vocoder):
+    halo, hop_length, frame = halo_frames(vocoder.config), 160, 50
+    mel = torch.zeros(2, 2 * frame, 64)
+    mel[1, frame] = 1.0
+    with torch.inference_mode():
+        still, moved = vocoder(mel)
+    changed = (still != moved).nonzero().flatten() / hop_length
+    assert frame - halo <= changed.min()
+    assert changed.max() <= frame + 1 + halo
+    assert halo <= 1.5 * (frame - changed.min())
+
+
+@pytest.mark.parametrize("stage", ["text_encoder", "gpt2", "vae", "vocoder", "clap_audio"])
+def test_a_stage_in_fp16_keeps_its_tensors_and_its_result(stage, demo_checkpoint, exported_repository, tmp_path):
+    error = export_stage(in_fp16(repository.ONNX_STAGES[stage](Checkpoint.find(str(demo_checkpoint)))), tmp_path)
+    assert 1e-6 < error < MAX_FP16_ERROR
+    exact, half = exported_repository / stage / "1" / "model.onnx", tmp_path / "model.onnx"
+    assert half.stat().st_size < 0.7 * exact.stat().st_size
+    signatures = [
+        [(tensor.name, tensor.type) for tensor in (*session.get_inputs(), *session.get_outputs())]
+        for session in (onnxruntime.InferenceSession(exact), onnxruntime.InferenceSession(half))
+    ]
+    assert signatures[0] == signatures[1]
 
 
 def test_a_graph_that_disagrees_with_pytorch_is_refused(tmp_path):

@@ -51,6 +51,21 @@ def test_every_edge_of_the_ensemble_has_one_type_and_shape_at_both_ends():
     assert {edge: ends for edge, ends in edges.items() if len(ends) != 1} == {}
 
 
+def test_the_cached_ensemble_is_the_other_one_with_a_seed():
+    cached = CONFIGS["audioldm2_cached"]
+    assert signature(cached.input) == signature(ENSEMBLE.input)
+    assert signature(cached.output) == signature(ENSEMBLE.output)
+    assert {tensor.name for tensor in cached.input if not tensor.optional} == {"prompt", "seed"}
+    (step,) = cached.ensemble_scheduling.step
+    assert dict(step.input_map) == {tensor.name: tensor.name for tensor in ENSEMBLE.input}
+    assert dict(step.output_map) == {tensor.name: tensor.name for tensor in ENSEMBLE.output}
+
+
+def test_only_text_and_seeded_answers_are_cached():
+    cached = {name for name, config in CONFIGS.items() if config.response_cache.enable}
+    assert cached == {"text_encoder", "gpt2", "audioldm2_cached"}
+
+
 def test_every_step_gets_all_of_its_inputs():
     for step in ENSEMBLE.ensemble_scheduling.step:
         assert set(step.input_map) == {tensor.name for tensor in CONFIGS[step.model_name].input}, step.model_name
@@ -65,6 +80,7 @@ def test_backends_are_onnxruntime_and_python_only():
     backends = {name: config.backend or config.platform for name, config in CONFIGS.items()}
     assert backends == {
         "audioldm2": "ensemble",
+        "audioldm2_cached": "ensemble",
         "tokenizer": "python",
         "text_encoder": "onnxruntime",
         "gpt2": "onnxruntime",
@@ -79,13 +95,15 @@ def test_backends_are_onnxruntime_and_python_only():
 
 @pytest.mark.parametrize("name", ONNX_MODELS)
 def test_onnx_models_set_no_option_that_the_native_backend_could_refuse(name):
-    fields = {field.name for field, _ in CONFIGS[name].ListFields()}
-    assert fields <= {"name", "backend", "max_batch_size", "input", "output", "instance_group", "dynamic_batching"}
+    known = {"name", "backend", "max_batch_size", "input", "output", "instance_group", "dynamic_batching"}
+    known |= {"response_cache", "parameters"}
+    assert {field.name for field, _ in CONFIGS[name].ListFields()} <= known
+    assert set(CONFIGS[name].parameters) <= {"memory.enable_memory_arena_shrinkage"}
 
 
 def test_each_model_has_one_instance():
     groups = {name: [group.count for group in config.instance_group] for name, config in CONFIGS.items()}
-    groups.pop("audioldm2")
+    del groups["audioldm2"], groups["audioldm2_cached"]
     assert set(map(tuple, groups.values())) == {(1,)}, "two instances would be two processes with all the weights"
 
 
@@ -96,7 +114,7 @@ def test_each_config_names_its_folder():
 def test_rows_of_the_largest_request_fit_into_the_text_stages():
     max_num_prompts = int(CONFIGS["tokenizer"].parameters["max_num_prompts"].string_value)
     for name in ("text_encoder", "gpt2"):
-        assert 2 * max_num_prompts <= CONFIGS[name].max_batch_size
+        assert max_num_prompts <= CONFIGS[name].max_batch_size
 
 
 def test_nothing_in_the_repository_knows_where_it_runs():

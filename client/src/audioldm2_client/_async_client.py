@@ -190,9 +190,11 @@ class AsyncAudioLDM2Client(ClientCore):
         await asyncio.gather(*(generation.cancel() for generation in running))
         for transport in self._transports.values():
             await transport.close()
+        self._transports.clear()
 
     def _transport_for(self, address: ServerAddress) -> AsyncTransport:
         if address not in self._transports:
+            self._check_open()
             self._transports[address] = make_async_transport(address, self._connection)
         return self._transports[address]
 

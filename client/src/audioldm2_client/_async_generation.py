@@ -9,7 +9,14 @@ from audioldm2_client._async_transport import AsyncTransport
 from audioldm2_client._errors import cancelled_here_error
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
-from audioldm2_client._jobs import POLL_INTERVAL_S, Progress, ProgressCallback, ProgressWatch
+from audioldm2_client._jobs import (
+    JOBS_TIMEOUT_S,
+    POLL_INTERVAL_S,
+    WATCH_TIMEOUT_S,
+    Progress,
+    ProgressCallback,
+    ProgressWatch,
+)
 from audioldm2_client._request import InferenceRequest
 from audioldm2_client._result import GenerationResult, parse_response
 from audioldm2_client._url import ServerAddress
@@ -102,7 +109,7 @@ class AsyncGeneration:
             ModelNotFoundError: the server has no jobs model, and so can't tell.
             AudioLDM2Error: it couldn't be asked.
         """
-        return await drive_async(jobs_flow(self._request, self._address, "status"), self._transports)
+        return await self._ask(JOBS_TIMEOUT_S)
 
     async def cancel(self) -> bool:
         """End the generation here and on the server; `result` then raises RequestCancelledError.
@@ -125,11 +132,14 @@ class AsyncGeneration:
         watch = ProgressWatch(callback)
         while watch.wanted and not (await asyncio.wait([self._task], timeout=POLL_INTERVAL_S))[0]:
             try:
-                progress = await self.progress()
+                progress = await self._ask(WATCH_TIMEOUT_S)
             except AudioLDM2Error as error:
                 watch.failed(error)
             else:
                 watch.tell(progress)
+
+    async def _ask(self, timeout_s: float) -> Progress:
+        return await drive_async(jobs_flow(self._request, self._address, "status", timeout_s), self._transports)
 
     async def _run(self, flow: Flow[Any]) -> GenerationResult:
         get_tensor = await drive_async(flow, self._transports, self._note_address)

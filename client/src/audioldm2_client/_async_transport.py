@@ -111,9 +111,7 @@ class AsyncHttpTransport:
         """See `AsyncTransport`. No connection outlives its call."""
 
     def _unreachable(self, error: BaseException, request: InferenceRequest) -> Exception:
-        made_none = isinstance(error, (self._aiohttp.ClientConnectorError, self._aiohttp.ConnectionTimeoutError))
-        bad_certificate = isinstance(error, self._aiohttp.ClientConnectorCertificateError)
-        sent = bad_certificate or not made_none
+        sent = not isinstance(error, (self._aiohttp.ClientConnectorError, self._aiohttp.ConnectionTimeoutError))
         return unreachable_error(str(error) or type(error).__name__, request, self._address, sent=sent)
 
     @asynccontextmanager

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from audioldm2_client._async_client import AsyncAudioLDM2Client
+from audioldm2_client._errors import CERTIFICATE_REFUSED
 from audioldm2_client._exceptions import (
     AudioLDM2Error,
     ModelNotFoundError,
@@ -29,9 +30,9 @@ def may_pass(error: AudioLDM2Error) -> bool:
 
     A generation whose connection was lost may have been done; it is done again, and only the second one is kept.
     """
-    if isinstance(error, (ServerBusyError, ServerUnreachableError)):
-        return True
     words = str(error)
+    if isinstance(error, (ServerBusyError, ServerUnreachableError)):
+        return not CERTIFICATE_REFUSED.search(words)  # which stays as it is
     if isinstance(error, ModelNotFoundError):
         return "no available versions" in words  # it is loading, or being unloaded
     # A server that stops drops what it has; a model that was told to stop says so with this tag.

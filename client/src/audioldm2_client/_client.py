@@ -1,6 +1,7 @@
 """The blocking client."""
 
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -24,6 +25,8 @@ from audioldm2_client._transport import Transport, make_transport
 from audioldm2_client._url import ServerAddress
 
 _open_clients: "weakref.WeakSet[AudioLDM2Client]" = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_clients.clear)  # they are the parent's to end
 
 
 @atexit.register
@@ -233,10 +236,12 @@ class AudioLDM2Client(ClientCore):
         with self._lock:
             for transport in self._transports.values():
                 transport.close()
+            self._transports.clear()
 
     def _transport_for(self, address: ServerAddress) -> Transport:
         with self._lock:
             if address not in self._transports:
+                self._check_open()
                 self._transports[address] = make_transport(address, self._connection)
             return self._transports[address]
 

@@ -31,12 +31,13 @@ _NO_CONNECTION = re.compile(
     re.IGNORECASE,
 )
 
-# Among those, the texts of connections that were never made, so that nothing was sent. A bad certificate stays bad.
+# Among those, the texts of connections that were never made, so that nothing was sent.
 _NOT_SENT = re.compile(
-    r"^(?!.*certificate_verify_failed)"
-    r".*(failed to connect|errors resolving|resolution failed|name resolution|empty address list)",
-    re.IGNORECASE | re.DOTALL,
+    r"failed to connect|errors resolving|resolution failed|name resolution|empty address list", re.IGNORECASE
 )
+
+CERTIFICATE_REFUSED = re.compile(r"certificate[ _]verify[ _]failed", re.IGNORECASE)
+"""OpenSSL's words, over either protocol. Nothing was sent then, but trying again won't help."""
 
 # Triton's own words where `--http-restricted-api` or `--grpc-restricted-protocol` want a header.
 _RESTRICTED = re.compile(r"^This (?:API|protocol) is restricted", re.IGNORECASE)
@@ -138,5 +139,5 @@ def unreachable_error(
         f"can't reach a Triton server at {address} ({reason}); "
         f"check that it runs and that this is its {address.protocol_name} port, {address.usual_port} unless configured",
         request_id=request.id,
-        safe_to_retry=not sent,
+        safe_to_retry=not sent and not CERTIFICATE_REFUSED.search(reason),
     )

@@ -10,7 +10,14 @@ from audioldm2_client._drop import Drop, Dropped
 from audioldm2_client._errors import cancelled_here_error
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
-from audioldm2_client._jobs import POLL_INTERVAL_S, Progress, ProgressCallback, ProgressWatch
+from audioldm2_client._jobs import (
+    JOBS_TIMEOUT_S,
+    POLL_INTERVAL_S,
+    WATCH_TIMEOUT_S,
+    Progress,
+    ProgressCallback,
+    ProgressWatch,
+)
 from audioldm2_client._request import InferenceRequest
 from audioldm2_client._result import GenerationResult, parse_response
 from audioldm2_client._transport import Transport
@@ -81,6 +88,7 @@ class Generation:
         self._request = request
         self._transports = transports
         self._address: ServerAddress | None = None
+        self._release_thread: Callable[[], object] = lambda: None
         self._drop = Drop()
         self._future: concurrent.futures.Future[GenerationResult] = concurrent.futures.Future()
         flow = infer_flow(request, route, max_retries, time.monotonic)
@@ -111,7 +119,7 @@ class Generation:
             ModelNotFoundError: the server has no jobs model, and so can't tell.
             AudioLDM2Error: it couldn't be asked.
         """
-        return drive(jobs_flow(self._request, self._address, "status"), self._transports)
+        return self._ask(JOBS_TIMEOUT_S)
 
     def cancel(self) -> bool:
         """End the generation here and on the server; `result` then raises RequestCancelledError.
@@ -134,11 +142,14 @@ class Generation:
         watch = ProgressWatch(callback)
         while watch.wanted and not concurrent.futures.wait([self._future], POLL_INTERVAL_S).done:
             try:
-                progress = self.progress()
+                progress = self._ask(WATCH_TIMEOUT_S)
             except AudioLDM2Error as error:
                 watch.failed(error)
             else:
                 watch.tell(progress)
+
+    def _ask(self, timeout_s: float) -> Progress:
+        return drive(jobs_flow(self._request, self._address, "status", timeout_s), self._transports)
 
     def _run(self, flow: Flow[Any]) -> None:
         failure: BaseException | None = None
@@ -148,8 +159,7 @@ class Generation:
             failure = cancelled_here_error(self._request)
         except BaseException as error:
             failure = error
-        if self._address is not None:
-            self._transports(self._address).release_thread()
+        self._release_thread()
         # Last, because the process may end as soon as somebody has this.
         if failure is None:
             self._future.set_result(result)
@@ -158,3 +168,4 @@ class Generation:
 
     def _note_address(self, address: ServerAddress) -> None:
         self._address = address
+        self._release_thread = self._transports(address).release_thread

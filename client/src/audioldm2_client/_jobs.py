@@ -12,11 +12,17 @@ from audioldm2_client._result import GetTensor, read_output
 
 DEFAULT_MODEL_NAME = "audioldm2"
 
+CACHED_SUFFIX = "_cached"
+"""Of an ensemble's twin whose answers the server keeps."""
+
 POLL_INTERVAL_S = 0.2
 """Time between two looks at the progress of a generation."""
 
 JOBS_TIMEOUT_S = 5.0
 """Time allowed for one call of the jobs model, which only reads a few bytes."""
+
+WATCH_TIMEOUT_S = 2.0
+"""Time allowed for it while somebody waits for the generation itself, which may be done meanwhile."""
 
 JobState = Literal["queued", "denoising", "decoding", "done", "failed", "cancelled", "unknown"]
 Action = Literal["status", "cancel"]
@@ -45,7 +51,8 @@ ProgressCallback = Callable[[Progress], object]
 
 def jobs_model_name(model_name: str) -> str:
     """Return the name of the jobs model that belongs to an ensemble."""
-    return "jobs" if model_name == DEFAULT_MODEL_NAME else f"{model_name}_jobs"
+    ensemble = model_name.removesuffix(CACHED_SUFFIX)
+    return "jobs" if ensemble == DEFAULT_MODEL_NAME else f"{ensemble}_jobs"
 
 
 def build_jobs_request(generation: InferenceRequest, action: Action, timeout_s: float) -> InferenceRequest:

@@ -283,6 +283,7 @@ _PARAMETERS: dict[str, tuple[str, str, Callable[[str, str], Any]]] = {
     "enable_mem_arena": ("enable_mem_arena", "", _boolean),
     "enable_mem_pattern": ("enable_mem_pattern", "", _boolean),
     "memory.enable_memory_arena_shrinkage": ("run_entries", "memory.enable_memory_arena_shrinkage", _text),
+    "session.intra_op.allow_spinning": ("session_entries", "session.intra_op.allow_spinning", _text),
     "session.use_device_allocator_for_initializers": (
         "session_entries",
         "session.use_device_allocator_for_initializers",

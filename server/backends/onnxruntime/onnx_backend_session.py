@@ -161,7 +161,7 @@ def _check_rows(outputs: Arrays, rows: int) -> None:
 
 
 def session_options(config: BackendConfig) -> Any:
-    """Translate a configuration to `onnxruntime.SessionOptions`; what it doesn't set keeps ONNX Runtime's default."""
+    """Translate a configuration; what it does not set keeps the default of ONNX Runtime, but for spinning."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, config.graph_level)
     options.execution_mode = getattr(onnxruntime.ExecutionMode, config.execution_mode)
@@ -171,7 +171,9 @@ def session_options(config: BackendConfig) -> Any:
         options.enable_cpu_mem_arena = config.enable_mem_arena
     if config.enable_mem_pattern is not None:
         options.enable_mem_pattern = config.enable_mem_pattern
-    for key, value in config.session_entries.items():
+    # Threads that wait actively take the cores from the stages of other requests (docs/tuning.md).
+    entries = {"session.intra_op.allow_spinning": "0", **config.session_entries}
+    for key, value in entries.items():
         options.add_session_config_entry(key, value)
     return options
 
