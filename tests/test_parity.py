@@ -3,6 +3,7 @@
 With `--parity-report FILE`, the errors that were measured are written there (`make parity`).
 """
 
+import job_calls
 import numpy as np
 import pytest
 from audioldm2_client import AudioLDM2Client
@@ -154,3 +155,6 @@ def test_two_differently_shaped_checkpoints_are_served_by_one_server(demo_checkp
                 if name == "audioldm2_other":
                     whole = client.generate("a dog", num_inference_steps=1)
                     assert whole.audio.shape == (1, 128 * 4 * 240)
+        assert job_calls.generate(server, "id", "audioldm2_other", num_inference_steps=1).status == 200
+        assert job_calls.ask(server, "id", model="audioldm2_other_jobs")["state"] == "done"
+        assert job_calls.ask(server, "id", model="jobs")["state"] == "unknown", "each ensemble has its own"

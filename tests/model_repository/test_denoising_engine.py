@@ -20,6 +20,7 @@ from denoising_errors import (
     ShutdownError,
     UnknownSchedulerError,
 )
+from denoising_job import Progress
 from denoising_request import UNetSizes
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
@@ -134,6 +135,57 @@ def test_requests_wait_while_all_rows_are_taken_and_start_when_some_are_free(une
     third.result(TIMEOUT_S)
     assert not second.done()
     assert max(unet.forwards) == 4
+
+
+def test_progress_is_told_in_the_queue_and_step_by_step_and_never_by_the_loop(unet, make_engine):
+    engine = make_engine(max_rows=2)
+    told = {name: [] for name in ("first", "second", "third")}
+    threads = set()
+
+    def watch(name):
+        return lambda progress: (told[name].append(progress), threads.add(threading.current_thread().name))
+
+    first, second, third = (engine.submit(make_request(steps=3), on_progress=watch(name)) for name in told)
+    wait_until(lambda: Progress(0, 3, is_waiting=True, requests_ahead=1) in told["third"])
+    assert Progress(0, 3, is_waiting=True) in told["second"]
+    for step in (1, 2):
+        unet.let_through(1)
+        wait_until(lambda step=step: Progress(step, 3) in told["first"])
+    assert not first.done()
+    unet.let_through(7)
+    third.result(TIMEOUT_S)
+    assert told["third"][-1].requests_ahead == 0
+    assert told["first"][0] == Progress(0, 3, is_waiting=True), "told at once how many steps there will be"
+    for seen in told.values():
+        assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
+    assert "denoising-loop" not in threads
+    assert second.done()
+
+
+def test_schedulers_that_take_two_forwards_for_a_step_count_forwards(unet, make_engine):
+    told = []
+    unet.let_through(100)
+    make_engine().submit(make_request(steps=4, scheduler="HeunDiscreteScheduler"), on_progress=told.append)
+    assert told[0].total_steps == 7
+
+
+def test_a_watcher_that_fails_neither_ends_the_polling_nor_the_request(unet, make_engine, capfd):
+    def fail(progress):
+        if not progress.is_waiting:
+            raise OSError("no room")
+
+    engine = make_engine()
+    failing = engine.submit(make_request(steps=1000), on_progress=fail)
+    wait_until(lambda: "no room" in capfd.readouterr().err)
+    cancelled = engine.submit(make_request(steps=1000), is_cancelled=unet_is_running(unet))
+    unet.let_through(2000)
+    with pytest.raises(RequestCancelledError):
+        cancelled.result(TIMEOUT_S)
+    failing.result(TIMEOUT_S)
+
+
+def unet_is_running(unet):
+    return lambda: len(unet.forwards) > 1
 
 
 def test_a_full_queue_refuses_at_once(unet, make_engine):

@@ -43,13 +43,13 @@ def board(tmp_path: Path, clock: Clock, troubles: list[str]) -> JobBoard:
 
 
 @pytest.fixture
-def other_process(tmp_path: Path, clock: Clock, troubles: list[str], board: JobBoard) -> JobBoard:
+def other_process(tmp_path: Path, clock: Clock, troubles: list[str]) -> JobBoard:
     """The same board as another model has it."""
     return JobBoard(tmp_path / "board", troubles.append, clock)
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_a_request_is_seen_from_its_beginning_to_its_end(board, other_process):
@@ -216,13 +216,13 @@ def test_entries_are_bounded_and_those_that_are_over_or_silent_go_first(board, c
     live = board.enter("live")
     for number in range(3 * MAX_ENTRIES):
         board.enter(f"over {number}").end("done")
-        assert len(os.listdir(tmp_path / "board")) <= MAX_ENTRIES
+        assert len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
     assert board.status(b"live").state == board.status(b"silent").state == "queued"
     for number in range(MAX_ENTRIES - 1):
         clock.now += 0.001
         live.report("denoising", number, MAX_ENTRIES)
         board.enter(f"flood {number}").close()
-    assert KEPT_ENTRIES <= len(os.listdir(tmp_path / "board")) <= MAX_ENTRIES
+    assert KEPT_ENTRIES <= len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
     assert board.status(b"live").state == "denoising"
     assert board.status(b"silent") == UNKNOWN
 

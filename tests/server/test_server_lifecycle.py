@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +59,10 @@ class Runner:
     def traces(self) -> list[str]:
         left = [*self.temporary.iterdir(), *tiny.processes_of(self.repository.parent).values()]
         return [*map(str, left), *tiny.shared_memory_of(self.process.pid)]
+
+    def job_boards(self) -> list[Path]:
+        """The folders that the model `jobs` has made in shared memory."""
+        return list(tiny.SHARED_MEMORY.glob(f"audioldm2_jobs_*_{self.pid_of('tritonserver')}_*"))
 
 
 @pytest.fixture
@@ -133,6 +138,27 @@ def test_a_killed_supervisor_takes_tritonserver_with_it_and_leaves_no_trace(runn
     os.kill(runner.supervisor_pid(), signal.SIGKILL)
     assert runner.end() == 1
     tiny.wait_until(lambda: not runner.traces(), END_TIMEOUT_S, "no trace of the runner is left")
+
+
+@pytest.mark.parametrize("victim", ["tritonserver", "supervisor", "runner", "stub"])
+def test_no_job_board_is_left_by_whatever_is_killed(start, tmp_path, victim):
+    shutil.copytree(tiny.ROOT / "model_repository" / "jobs", tmp_path / "repository" / "jobs")
+    runner = start()
+    assert runner.wait_until_ready().startswith("Ready: ")
+    [board] = runner.job_boards()
+    pids = {
+        "tritonserver": runner.pid_of("tritonserver"),
+        "supervisor": runner.supervisor_pid(),
+        "runner": runner.process.pid,
+        "stub": next(
+            pid for pid, line in tiny.processes_of(tmp_path / "repository" / "jobs").items() if "stub" in line
+        ),
+    }
+    os.kill(pids[victim], signal.SIGKILL)
+    if victim == "stub":
+        runner.process.send_signal(signal.SIGTERM)
+    runner.end()
+    tiny.wait_until(lambda: not board.exists() and not runner.traces(), END_TIMEOUT_S, "no trace of the board is left")
 
 
 def test_tritonserver_does_not_outlive_runner_and_supervisor(runner):
