@@ -90,7 +90,7 @@ class Page:
 
     def _look_back(self, number: int, request: gr.Request) -> Updates:
         entry = self._sessions.of(request.session_hash).entry(number)
-        return {} if entry is None else self._shown(entry)
+        return {self._outputs.results: gr.skip()} if entry is None else self._shown(entry)
 
     def _run(self, session: Session, values: Mapping[str, Any]) -> Iterator[Updates]:
         """Generate; say how far it is, and how it ended."""
