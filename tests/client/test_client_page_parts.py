@@ -34,12 +34,29 @@ def test_aliases_are_those_of_the_contract():
 
 
 def test_what_is_left_empty_is_not_sent():
-    empty = {"prompt": "a dog", "negative_prompt": "", "num_inference_steps": None, "scheduler": "", "seed": "  "}
+    empty = {
+        "prompt": "a dog",
+        "negative_prompt": "",
+        "num_inference_steps": "",
+        "eta": None,
+        "scheduler": "",
+        "seed": "  ",
+    }
     assert read_options(empty) == {"prompt": "a dog"}
 
 
 def test_empty_prompt_is_left_to_the_server():
     assert read_options({"prompt": None}) == {"prompt": ""}
+
+
+def test_numbers_are_sent_as_numbers():
+    values = {"prompt": "a", "audio_length_in_s": "2.5", "num_inference_steps": " 20 ", "guidance_scale": "inf"}
+    assert read_options(values) == {
+        "prompt": "a",
+        "audio_length_in_s": 2.5,
+        "num_inference_steps": 20,
+        "guidance_scale": math.inf,
+    }
 
 
 def test_seed_keeps_all_its_digits():
@@ -49,9 +66,15 @@ def test_seed_keeps_all_its_digits():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number; got 2.5"),
-        ({"num_waveforms_per_prompt": 1e400}, "num_waveforms_per_prompt must be a whole number; got inf"),
-        ({"seed": "0x7"}, "seed must be a whole number, or empty for a random one; got '0x7'"),
+        (
+            {"num_inference_steps": "2.5"},
+            "num_inference_steps must be a whole number, or empty for the server's choice",
+        ),
+        (
+            {"audio_length_in_s": "5 s"},
+            "audio_length_in_s must be a number, or empty for the server's choice; got '5 s'",
+        ),
+        ({"seed": "0x7"}, "seed must be a whole number, or empty for the server's choice; got '0x7'"),
     ],
 )
 def test_value_that_cannot_be_sent_is_named(values, sentence):

@@ -37,37 +37,33 @@ SCHEDULER_ALIASES = (
 )
 """Those of docs/contract.md, in its order."""
 
-_WHOLE = ("num_inference_steps", "num_waveforms_per_prompt")
+_WHOLE = ("num_inference_steps", "num_waveforms_per_prompt", "seed")
+_DECIMAL = ("audio_length_in_s", "guidance_scale")
 
 
-def read_options(values: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(values: Mapping[str, str | None]) -> dict[str, Any]:
     """Return the arguments of `AudioLDM2Client.generate`; what was left empty isn't among them.
 
     Args:
-        values: by the arguments' names. Numbers are floats, as a browser has them; the seed is text, because numbers
-            in a browser are exact to 2^53 only.
+        values: text by the arguments' names; also the numbers, because those of a browser are exact to 2^53 only, and
+            an empty one is 0 to Gradio.
 
     Raises:
-        ValueError: a part of a step or of a candidate, or a seed that isn't a whole number.
+        ValueError: what should be a number isn't one.
     """
-    options = {name: value for name, value in values.items() if value is not None and str(value).strip()}
+    options: dict[str, Any] = {name: value for name, value in values.items() if value is not None and value.strip()}
     options["prompt"] = values["prompt"] or ""  # an empty one is the server's to refuse
     for name in _WHOLE:
         if name in options:
-            options[name] = _whole(name, options[name])
-    if "seed" in options:
-        options["seed"] = _seed(options["seed"])
+            options[name] = _number(name, options[name], int, "a whole number")
+    for name in _DECIMAL:
+        if name in options:
+            options[name] = _number(name, options[name], float, "a number")
     return options
 
 
-def _whole(name: str, value: float) -> int:
-    if not float(value).is_integer():
-        raise ValueError(f"{name} must be a whole number; got {value:g}")
-    return int(value)
-
-
-def _seed(text: Any) -> int:
+def _number(name: str, text: str, kind: type[int] | type[float], description: str) -> int | float:
     try:
-        return int(str(text).strip())
+        return kind(text.strip())
     except ValueError as error:
-        raise ValueError(f"seed must be a whole number, or empty for a random one; got {text!r}") from error
+        raise ValueError(f"{name} must be {description}, or empty for the server's choice; got {text!r}") from error

@@ -79,8 +79,8 @@ class Page:
 
     def _generate_again(self, request: gr.Request, *values: Any) -> Iterator[Updates]:
         session = self._sessions.of(request.session_hash)
-        seed = session.entries[-1].options["seed"] if session.entries else None
-        yield from self._run(session, dict(zip(self._inputs, values, strict=True)) | {"seed": seed})
+        seed = session.entries[-1].options["seed"] if session.entries else ""
+        yield from self._run(session, dict(zip(self._inputs, values, strict=True)) | {"seed": str(seed)})
 
     def _cancel(self, request: gr.Request) -> None:
         self._sessions.of(request.session_hash).cancel()
@@ -184,13 +184,13 @@ def _make_form() -> dict[str, Any]:
             elem_id="scheduler",
         )
         form["num_waveforms_per_prompt"] = _number("Candidates", "1", "num_waveforms_per_prompt")
-        form["seed"] = gr.Textbox(label="Seed", placeholder="random", elem_id="seed")
+        form["seed"] = _number("Seed", "random", "seed")
     return form
 
 
 def _number(label: str, placeholder: str, name: str) -> Any:
-    """A number without bounds: the server has them, and says so; left empty, its default holds."""
-    return gr.Number(label=label, placeholder=placeholder, value=None, elem_id=name, min_width=110)
+    """A number, as text; the server has the bounds, and says so. Left empty, its default holds."""
+    return gr.Textbox(label=label, placeholder=placeholder, elem_id=name, min_width=110)
 
 
 def _make_buttons() -> tuple[Any, Any, Any]:

@@ -1,6 +1,7 @@
 """The page as a web application: Gradio, the results' files, and the guard before both."""
 
 import asyncio
+import logging
 import socket
 from typing import Any
 
@@ -13,7 +14,7 @@ from audioldm2_client._ui.guard import Guard
 from audioldm2_client._ui.markup import RESULTS_PATH, STYLE
 from audioldm2_client._ui.session import Sessions
 
-SHUTDOWN_S = 2
+SHUTDOWN_S = 1
 """Time that open connections are given at the end."""
 
 
@@ -59,4 +60,11 @@ def _make_theme() -> Any:
 def serve(app: Guard, listener: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM, which come out of here in their own way (KeyboardInterrupt)."""
     config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=SHUTDOWN_S)
-    asyncio.run(uvicorn.Server(config).serve(sockets=[listener]))
+    asyncio.run(_Server(config).serve(sockets=[listener]))
+
+
+class _Server(uvicorn.Server):
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Cut what is open. Every tab keeps a connection for as long as it lives: that is no error worth to be told."""
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        await super().shutdown(sockets)
