@@ -24,6 +24,7 @@ from audioldm2_client import AudioLDM2Client, InvalidRequestError
 from chromium import environment_of
 from document_examples import ROOT
 from page_server import PageServer
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from tiny_repository import wait_until
 
@@ -175,7 +176,8 @@ def test_generation_shows_progress_then_players_spectrograms_and_scores(open_tab
     assert sorted(map(float, scores), reverse=True) == [float(score) for score in scores]
     assert len(scores) == 2
     if path := request.config.getoption("--page-screenshot"):
-        tab.screenshot(path=path, full_page=True)
+        picture = Image.open(io.BytesIO(tab.screenshot(full_page=True)))
+        picture.convert("RGB").quantize(128).save(path, optimize=True)
 
 
 def test_cancel_button_frees_the_servers_rows(open_tab, triton):

@@ -142,9 +142,12 @@ class Session:
         spectrogram = audio.with_suffix(".png")
         result.save(audio, index)
         _spectrogram.write(spectrogram, result.audio[index])
-        names = (f"{self._folder.name}/{path.name}" for path in (audio, spectrogram))
         score = float(result.clap_scores[index])
-        return Clip(*names, score=None if math.isnan(score) else score)
+        return Clip(
+            audio=f"{self._folder.name}/{audio.name}",
+            spectrogram=f"{self._folder.name}/{spectrogram.name}",
+            score=None if math.isnan(score) else score,
+        )
 
     def _check_open(self) -> None:
         if self._closed:
