@@ -290,7 +290,9 @@ def _answers(url: str, path: str) -> bool:
 def _environment(installation: Installation, workspace: Workspace) -> dict[str, str]:
     """This process's environment, with the two search paths that tritonserver and its stubs need."""
     # The pip package of ONNX Runtime reports to its maker unless it is told not to.
-    environment = {"ORT_DISABLE_TELEMETRY": "1", **os.environ}
+    # OpenMP's threads wait actively only for a moment: with more of them than free cores, a forward takes a hundred
+    # times as long otherwise (docs/tuning.md).
+    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": "1000", **os.environ}
     for name, directories in (
         ("PATH", (workspace.command_directory,)),
         ("LD_LIBRARY_PATH", installation.library_directories),

@@ -238,7 +238,7 @@ def test_an_id_that_is_not_utf_8_harms_nobody(triton):
 
 
 @pytest.mark.parametrize(
-    "request_id", ["never seen", "../../etc/passwd", "/dev/null", "a\0b", " ", "a" * 128, "🐕" * 32]
+    "request_id", ["never seen", "../../etc/shadow", "/dev/null", "b\0c", "  ", "a" * 128, "🐕" * 32]
 )
 def test_an_id_that_nobody_knows_is_unknown_also_when_it_is_cancelled(triton, request_id):
     assert ask(triton, request_id) == ask(triton, request_id, "status") == ask(triton, request_id, "cancel") == UNKNOWN
@@ -258,7 +258,7 @@ def test_a_wrong_question_is_refused_with_a_sentence(triton, body, sentence):
     answer = post(triton, "jobs/generate", body)
     assert answer.status == 400
     assert answer.error.startswith(sentence)
-    assert ask(triton, "a") == UNKNOWN
+    assert ask(triton, "never seen") == UNKNOWN
 
 
 def test_grpc_callers_get_every_output_and_invalid_argument(grpc_client):

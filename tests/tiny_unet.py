@@ -137,21 +137,13 @@ def write_unet_repository(repository: Path, **parameters: Any) -> Path:
     return repository
 
 
-def _text_arrays(request: DenoisingRequest) -> dict[str, np.ndarray]:
-    arrays = {}
-    for name in ("generated_prompt_embeds", "prompt_embeds", "attention_mask"):
-        rows = getattr(request, name).numpy()
-        arrays[name] = rows[-request.num_prompts :]
-        if request.do_classifier_free_guidance:
-            arrays[f"negative_{name}"] = rows[: -request.num_prompts]
-    return arrays
-
-
 def unet_inputs(request: DenoisingRequest) -> list[InferInput]:
     """Return the inputs of the model `unet`, for a gRPC client."""
     wanted = request.scheduler
     arrays = {
-        **_text_arrays(request),
+        "generated_prompt_embeds": request.generated_prompt_embeds.numpy(),
+        "prompt_embeds": request.prompt_embeds.numpy(),
+        "attention_mask": request.attention_mask.numpy(),
         "latents_shape": np.array(request.latents_shape, np.int64),
         "num_inference_steps": np.array([wanted.num_inference_steps], np.int32),
         "guidance_scale": np.array([request.guidance_scale], np.float32),

@@ -1,8 +1,10 @@
 """A real Triton server over a toy model repository, one for all tests of the client, and one without the model `jobs`.
 
-What asks for `stepping_server` relies on the contract alone: the server of the real models can take its place.
+What asks for `stepping_server` relies on the contract alone. With `CLIENT_TESTS_SERVER=real` in the environment, the
+exported demo checkpoint takes its place.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,9 +67,10 @@ def tls_proxy(guarded_server: EmbeddedServer, certificates: Path) -> Iterator[Tl
 
 
 @pytest.fixture(scope="session")
-def stepping_server(toy_server: EmbeddedServer) -> EmbeddedServer:
+def stepping_server(request: pytest.FixtureRequest) -> EmbeddedServer:
     """A server whose generations take time, in steps, and which has the model `jobs`."""
-    return toy_server
+    name = "triton" if os.environ.get("CLIENT_TESTS_SERVER") == "real" else "toy_server"
+    return request.getfixturevalue(name)
 
 
 @pytest.fixture(params=["grpc", "http"])

@@ -59,18 +59,27 @@ def test_progress_rises_step_by_step(stepping):
     assert steps == sorted(steps)
 
 
-def test_handle_tells_progress_and_the_queue(stepping, ask):
-    running = [stepping.submit("first", num_inference_steps=LONG) for _ in range(2)]
-    for generation in running:
-        wait_until(lambda g=generation: g.progress().state == "denoising", 20, "denoising begins")
-    waiting = []
-    for _ in range(2):
-        waiting.append(stepping.submit("later", num_inference_steps=LONG))
-        wait_until(lambda: waiting[-1].progress().state in ("queued", "denoising"), 20, "it is known")
-    if (progress := waiting[1].progress()).state == "queued":  # the real server may have room for all of them
-        assert progress == ask(waiting[1].id) == Progress("queued", 0, 0, 1)
-    for generation in (*running, *waiting):
-        assert generation.cancel() is True
+def test_handle_tells_what_the_server_says(stepping, ask):
+    generation = stepping.submit("a dog", num_inference_steps=LONG)
+    wait_until(lambda: generation.progress().step > 2, 60, "some steps")
+    before, told, after = ask(generation.id), generation.progress(), ask(generation.id)
+    assert before.step <= told.step <= after.step
+    assert (told.state, told.total_steps, told.requests_ahead) == ("denoising", after.total_steps, 0)
+    assert generation.cancel() is True
+
+
+def test_handle_tells_its_place_in_the_queue(url):
+    """The toy server alone has a queue of known length: two are denoised at the same time."""
+    with AudioLDM2Client(url) as client:
+        generations = []
+        for state in ("denoising", "denoising", "queued", "queued"):
+            generations.append(client.submit("a dog", num_inference_steps=LONG))
+            wait_until(lambda s=state: generations[-1].progress().state == s, 20, state)
+        assert generations[2].progress() == Progress("queued", 0, 0, 0)
+        assert generations[3].progress() == Progress("queued", 0, 0, 1)
+        generations[0].cancel()
+        wait_until(lambda: generations[2].progress().state == "denoising", 20, "the next one's turn")
+        wait_until(lambda: generations[3].progress().requests_ahead == 0, 20, "moving up")
 
 
 def test_cancel_ends_it_on_the_server_too(stepping, ask):
@@ -84,14 +93,17 @@ def test_cancel_ends_it_on_the_server_too(stepping, ask):
     assert generation.cancel() is False
 
 
-def test_cancel_right_after_submit_reaches_the_server(stepping, ask):
-    generations = [stepping.submit("a dog", num_inference_steps=LONG) for _ in range(5)]
-    for generation in generations:
+def test_cancel_right_after_submit_leaves_nothing_on_the_server(stepping, ask):
+    ids = []
+    for _ in range(30):
+        generation = stepping.submit("a dog", num_inference_steps=LONG)
+        ids.append(generation.id)
         generation.cancel()
         with pytest.raises(RequestCancelledError):
             generation.result()
-    for generation in generations:
-        wait_until(lambda g=generation: ask(g.id).state in ("cancelled", "unknown"), 20, "nothing goes on")
+    stepping.generate("a cat", num_inference_steps=1)  # what was sent before has arrived before
+    for request_id in ids:
+        wait_until(lambda i=request_id: ask(i).state in ("cancelled", "unknown"), 5, "nothing goes on")
 
 
 def test_cancel_of_what_is_done_changes_nothing(stepping):
@@ -165,9 +177,10 @@ import os, sys
 from audioldm2_client import AudioLDM2Client
 with AudioLDM2Client(sys.argv[1]) as client:
     generation = client.submit("a dog", num_inference_steps=50)
-    if os.fork() == 0:
+    if (child := os.fork()) == 0:
+        client.close()
         sys.exit(0)
-    os.wait()
+    assert os.waitpid(child, 0)[1] == 0
     print(generation.result().seed)
 """
 

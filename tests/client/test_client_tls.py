@@ -1,6 +1,9 @@
 """TLS and headers against real servers: Triton's own TLS for gRPC, a TLS proxy before it for HTTP, restricted APIs."""
 
 import asyncio
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ from audioldm2_client import (
     AccessDeniedError,
     AsyncAudioLDM2Client,
     AudioLDM2Client,
+    AudioLDM2Error,
     ServerUnreachableError,
     TlsOptions,
 )
@@ -146,3 +150,52 @@ def test_password_in_a_url_is_not_shown():
     with pytest.raises(ValueError, match="no more than a host and a port") as caught:
         parse_url("http://user:s3cret@host:8000")
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.fixture
+def redirecting() -> Iterator[tuple[int, list[bytes]]]:
+    """A server that sends everybody somewhere else; its port, and what arrives there."""
+    arrived: list[bytes] = []
+    elsewhere = socket.create_server(("127.0.0.1", 0))
+    redirecting = socket.create_server(("127.0.0.1", 0))
+    answers = {
+        redirecting: f"307 Temporary Redirect\r\nLocation: http://127.0.0.1:{elsewhere.getsockname()[1]}/x",
+        elsewhere: "500 No",
+    }
+
+    def serve(listening: socket.socket) -> None:
+        while True:
+            try:
+                connection = listening.accept()[0]
+            except OSError:
+                return  # closed below
+            with connection:
+                request = connection.recv(65536)
+                if listening is elsewhere:
+                    arrived.append(request)
+                connection.sendall(f"HTTP/1.1 {answers[listening]}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    threads = [threading.Thread(target=serve, args=(listening,)) for listening in answers]
+    for thread in threads:
+        thread.start()
+    yield redirecting.getsockname()[1], arrived
+    for listening in answers:
+        listening.shutdown(socket.SHUT_RDWR)
+        listening.close()
+    for thread in threads:
+        thread.join()
+
+
+def test_redirect_does_not_carry_the_headers_elsewhere(redirecting):
+    port, arrived = redirecting
+    settings = {"headers": {"x-api-key": KEY}, "max_retries": 0, "timeout_s": 20}
+
+    async def with_asyncio() -> None:
+        async with AsyncAudioLDM2Client(f"http://127.0.0.1:{port}", **settings) as client:
+            await client.generate("a dog")
+
+    with AudioLDM2Client(f"http://127.0.0.1:{port}", **settings) as client, pytest.raises(AudioLDM2Error):
+        client.generate("a dog")
+    with pytest.raises(AudioLDM2Error):
+        asyncio.run(with_asyncio())
+    assert arrived == []

@@ -2,8 +2,11 @@
 
 import errno
 import hashlib
+import itertools
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import job_board
@@ -83,6 +86,23 @@ def test_what_is_reported_after_the_end_changes_nothing(board):
     entry.end("failed")
     assert board.status(b"a") == JobStatus("done")
     assert not entry.is_cancelled()
+
+
+def test_a_report_of_another_thread_never_overwrites_the_end(board):
+    for number in range(300):
+        entry, ended = board.enter(f"{number}"), threading.Event()
+        with ThreadPoolExecutor(1) as threads:
+            threads.submit(report_until, ended, entry)
+            entry.end("done")
+            ended.set()
+        assert board.status(f"{number}".encode()).state == "done"
+
+
+def report_until(ended: threading.Event, entry: JobEntry) -> None:
+    for step in itertools.count():
+        entry.report("denoising", step, 10**9)
+        if ended.is_set():
+            return
 
 
 def test_an_exception_fails_the_request(board):

@@ -76,6 +76,7 @@ class AsyncGeneration:
         self._request = request
         self._transports = transports
         self._address: ServerAddress | None = None
+        self._forbidden = False
         self._task = asyncio.get_running_loop().create_task(
             self._run(infer_flow(request, route, max_retries, time.monotonic))
         )
@@ -120,6 +121,7 @@ class AsyncGeneration:
             Whether the server was told. False where the generation is over, the server can't be reached or has no jobs
             model: such a server may go on with it.
         """
+        self._forbidden = True  # from here on, what is sent is at the address that is noted
         try:
             flow = cancel_flow(self._request, lambda: self._address, self._task.done, time.monotonic)
             return await drive_async(flow, self._transports)
@@ -146,4 +148,6 @@ class AsyncGeneration:
         return parse_response(get_tensor, self._request)
 
     def _note_address(self, address: ServerAddress) -> None:
+        if self._forbidden:
+            raise asyncio.CancelledError
         self._address = address

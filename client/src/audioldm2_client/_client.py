@@ -25,8 +25,17 @@ from audioldm2_client._transport import Transport, make_transport
 from audioldm2_client._url import ServerAddress
 
 _open_clients: "weakref.WeakSet[AudioLDM2Client]" = weakref.WeakSet()
+
+
+def _leave_to_the_parent() -> None:
+    """In a forked child, close all clients without a word to the servers: what they run is the parent's to end."""
+    for client in list(_open_clients):
+        client._forget()
+    _open_clients.clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open_clients.clear)  # they are the parent's to end
+    os.register_at_fork(after_in_child=_leave_to_the_parent)
 
 
 @atexit.register
@@ -237,6 +246,12 @@ class AudioLDM2Client(ClientCore):
             for transport in self._transports.values():
                 transport.close()
             self._transports.clear()
+
+    def _forget(self) -> None:
+        """Close at once: at a fork, another thread of the parent may have held the lock, and can't give it back."""
+        self._lock = threading.Lock()
+        self._closed = True
+        self._transports = {}
 
     def _transport_for(self, address: ServerAddress) -> Transport:
         with self._lock:

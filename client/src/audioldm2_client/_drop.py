@@ -15,6 +15,7 @@ class Drop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._event = threading.Event()
+        self._forbidden = threading.Event()
         self._action: Callable[[], object] | None = None
 
     @property
@@ -22,9 +23,26 @@ class Drop:
         """Whether the call shall end."""
         return self._event.is_set()
 
+    def forbid(self) -> None:
+        """Let nothing more begin; what has begun goes on."""
+        with self._lock:
+            self._forbidden.set()
+
+    def begin(self, note: Callable[[], object]) -> None:
+        """Call `note`, before something is sent: whoever calls `forbid` sees what was noted, or it isn't sent.
+
+        Raises:
+            Dropped: `forbid` was called before.
+        """
+        with self._lock:
+            if self._forbidden.is_set():
+                raise Dropped
+            note()
+
     def request(self) -> None:
         """End the call, now or as soon as it begins to wait."""
         with self._lock:
+            self._forbidden.set()
             self._event.set()
             if self._action is not None:
                 self._action()
@@ -50,7 +68,7 @@ class Drop:
         """Wait.
 
         Raises:
-            Dropped: `request` was called, before or meanwhile.
+            Dropped: `forbid` or `request` was called, before or meanwhile.
         """
-        if self._event.wait(seconds):
+        if self._forbidden.wait(seconds):
             raise Dropped

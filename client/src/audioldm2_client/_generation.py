@@ -49,7 +49,7 @@ def drive(
 
     Raises:
         AudioLDM2Error: what the flow lets through.
-        Dropped: `drop` was used in a pause between two calls.
+        Dropped: `drop` was used before a call.
     """
     drop = drop or Drop()
 
@@ -59,7 +59,7 @@ def drive(
         if isinstance(step, AskReady):
             return transports(step.address).is_ready(step.model_name, step.timeout_s)
         transport = transports(step.address)
-        on_address(step.address)
+        drop.begin(lambda: on_address(step.address))
         return transport.infer(step.request, drop)
 
     try:
@@ -130,6 +130,7 @@ class Generation:
             Whether the server was told. False where the generation is over, the server can't be reached or has no jobs
             model: such a server may go on with it.
         """
+        self._drop.forbid()  # from here on, what is sent is at the address that is noted
         try:
             flow = cancel_flow(self._request, lambda: self._address, self._future.done, time.monotonic)
             return drive(flow, self._transports)

@@ -104,7 +104,7 @@ class JobEntry:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file, self._record, self._clock = file, record, clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
         return self
@@ -130,10 +130,11 @@ class JobEntry:
 
     def end(self, state: str) -> None:
         """Say how the request leaves this stage, and close the entry."""
-        last = self._record.status
-        step = last.total_steps if state in ALL_STEPS_DONE else last.step
-        self._report(JobStatus(state, step, last.total_steps))
-        self.close()
+        with self._lock:  # throughout: no report comes after the last one
+            last = self._record.status
+            step = last.total_steps if state in ALL_STEPS_DONE else last.step
+            self._report(JobStatus(state, step, last.total_steps))
+            self.close()
 
     def close(self) -> None:
         """Leave the entry as it is; what is reported later does nothing."""

@@ -20,7 +20,7 @@ class TritonPythonModel:
         num_samples: INT64 [1].
         sampling_rate: INT32 [1], Hz.
         num_waveforms_per_prompt: INT32 [1]; 1 means that nothing is ranked.
-        clap_text_embeds: FP32 [prompts, CLAP width].
+        clap_text_embeds: FP32 [rows, CLAP width]; the last rows are the prompts.
         seed: INT64 [1].
         job_ticket: INT64 [1], optional, of the request's entry on the job board; 0 for none.
 
@@ -61,7 +61,8 @@ class TritonPythonModel:
             if response.has_error():
                 return pb_utils.InferenceResponse(error=response.error())
             audio_embeds = pb_utils.get_output_tensor_by_name(response, "audio_embeds").as_numpy()
-            scores = similarities(audio_embeds, inputs["clap_text_embeds"])
+            num_prompts = len(audio) // num_waveforms_per_prompt
+            scores = similarities(audio_embeds, inputs["clap_text_embeds"][-num_prompts:])
             order = best_first(scores, num_waveforms_per_prompt)
             audio, scores = audio[order], scores[order]
         return pb_utils.InferenceResponse([pb_utils.Tensor("audio", audio), pb_utils.Tensor("clap_score", scores)])

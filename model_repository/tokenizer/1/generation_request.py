@@ -32,7 +32,8 @@ class Limits:
     """Upper bounds of a request, from the parameters in `config.pbtxt`.
 
     Attributes:
-        max_num_prompts: Prompts in a request. They must fit into the `max_batch_size` of text_encoder and gpt2.
+        max_num_prompts: Prompts in a request. Twice as many rows (with the negative prompts) must fit into the
+            `max_batch_size` of text_encoder and gpt2.
         max_prompt_bytes: UTF-8 bytes in a prompt. Only the first 512 tokens count anyway.
         max_num_inference_steps: Denoising steps.
         max_audio_length_in_s: Seconds, per waveform.

@@ -20,12 +20,9 @@ class TritonPythonModel:
 
     Inputs, all but `prompt` optional: the public ones, whose meaning and bounds are those of GenerationRequest.
 
-    Outputs:
-        clap_input_ids, clap_attention_mask: INT64 [prompts, clap_tokens].
-        t5_input_ids, t5_attention_mask: INT64 [prompts, tokens].
-        negative_clap_input_ids, negative_clap_attention_mask: INT64 [negative prompts, negative clap_tokens].
-        negative_t5_input_ids, negative_t5_attention_mask: INT64 [negative prompts, tokens]. There are as many negative
-            prompts as prompts; without guidance, there is one empty text, which nothing uses.
+    Outputs (rows: the prompts, with guidance after as many negative prompts):
+        clap_input_ids, clap_attention_mask: INT64 [rows, clap_tokens].
+        t5_input_ids, t5_attention_mask: INT64 [rows, tokens].
         latents_shape: INT64 [4], waveforms, channels, frames, bins.
         num_samples: INT64 [1], of each waveform after it is cut.
         sampling_rate: INT32 [1], Hz.
@@ -70,9 +67,7 @@ class TritonPythonModel:
         )
         shape = self._geometry.latents_shape(request.num_waveforms, request.audio_length_in_s)
         return {
-            **vars(tokens.prompts),
-            **{f"negative_{name}": array for name, array in vars(tokens.negative_prompts).items()},
-            "truncated_tokens": tokens.truncated_tokens,
+            **vars(tokens),
             "latents_shape": np.array(shape, np.int64),
             "num_samples": np.array([self._geometry.num_samples(request.audio_length_in_s)], np.int64),
             "sampling_rate": np.array([self._geometry.sampling_rate], np.int32),

@@ -12,7 +12,7 @@ T5_TOKENIZER_FILE = "t5_tokenizer.json"
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedText:
     """Token ids of the same rows by both tokenizers.
 
     Attributes:
@@ -20,27 +20,13 @@ class Tokens:
         clap_attention_mask: int64 [rows, clap_tokens], 1 for a token and 0 for padding.
         t5_input_ids: int64 [rows, tokens].
         t5_attention_mask: int64 [rows, tokens].
+        truncated_tokens: int32 [prompts], how many of T5's tokens of each prompt were cut off.
     """
 
     clap_input_ids: np.ndarray
     clap_attention_mask: np.ndarray
     t5_input_ids: np.ndarray
     t5_attention_mask: np.ndarray
-
-
-@dataclass(frozen=True)
-class TokenizedText:
-    """The texts of a request.
-
-    Attributes:
-        prompts: A row for each prompt.
-        negative_prompts: A row for each prompt, with as many of T5's tokens. Where there are none, the empty text
-            alone: an ensemble's stage can't be left out.
-        truncated_tokens: int32 [prompts], how many of T5's tokens of each prompt were cut off.
-    """
-
-    prompts: Tokens
-    negative_prompts: Tokens
     truncated_tokens: np.ndarray
 
 
@@ -53,27 +39,23 @@ class TextTokenizers:
         self._t5_truncation, self._t5_padding = dict(self._t5.truncation or {}), dict(self._t5.padding or {})
 
     def tokenize(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> TokenizedText:
-        """Tokenize prompts and negative prompts.
+        """Tokenize prompts, after the negative prompts if there are any.
 
         CLAP's rows are padded to the longest of them, where diffusers pads to 512: under the mask, the embeddings are
         the same. T5's padding is diffusers' own, because GPT-2 sees it: prompts are padded to the longest prompt, and
         negative prompts are cut and padded to that length.
         """
+        texts = [*(negative_prompts or ()), *prompts]
+        clap_input_ids, clap_attention_mask = _arrays(self._clap.encode_batch(texts))
+
         self._t5.enable_truncation(self._t5_truncation["max_length"])
         encodings = self._t5_encodings(prompts, length=None)
         truncated_tokens = np.array([_num_truncated(encoding) for encoding in encodings], np.int32)
-        num_tokens = len(encodings[0])
-        if negative_prompts is not None:
+        if negative_prompts:
+            num_tokens = len(encodings[0])
             self._t5.enable_truncation(num_tokens)
-            negative_encodings = self._t5_encodings(negative_prompts, length=num_tokens)
-        else:
-            negative_prompts = [""]
-            negative_encodings = self._t5_encodings(negative_prompts, length=None)
-        return TokenizedText(
-            Tokens(*_arrays(self._clap.encode_batch(list(prompts))), *_arrays(encodings)),
-            Tokens(*_arrays(self._clap.encode_batch(list(negative_prompts))), *_arrays(negative_encodings)),
-            truncated_tokens,
-        )
+            encodings = [*self._t5_encodings(negative_prompts, length=num_tokens), *encodings]
+        return TokenizedText(clap_input_ids, clap_attention_mask, *_arrays(encodings), truncated_tokens)
 
     def _t5_encodings(self, texts: Sequence[str], length: int | None) -> list[Encoding]:
         self._t5.enable_padding(**(self._t5_padding | {"length": length}))

@@ -214,14 +214,13 @@ class DenoisingEngine:
             for ahead, job in enumerate(self._waiting):
                 progress[job] = Progress(0, job.num_forwards, is_waiting=True, requests_ahead=ahead)
         for job in progress:
-            if job.future.done():
-                continue
-            if error := self._reason_to_drop(job):
+            if not job.future.done() and (error := self._reason_to_drop(job)):
                 self._drop(job, error)
-            else:
-                job.on_progress(progress[job])
         if self._on_poll:
             self._on_poll(self.num_in_flight, self.num_waiting)
+        for job, how_far in progress.items():  # last: whoever watches may fail
+            if not job.future.done():
+                job.on_progress(how_far)
 
     def _reason_to_drop(self, job: Job) -> DenoisingError | None:
         """Return why a job shall not go on, if there is a reason; asking for cancellation takes a while."""

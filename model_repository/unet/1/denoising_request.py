@@ -13,11 +13,6 @@ MAX_STEPS = 10_000
 """For direct calls of the model; what a client may ask of the ensemble is the tokenizer's business."""
 
 
-def needs_negative_prompts(guidance_scale: float) -> bool:
-    """Whether there is guidance, away from the negative prompts."""
-    return guidance_scale > 1.0
-
-
 @dataclass(frozen=True)
 class UNetSizes:
     """What a checkpoint's UNet expects.
@@ -59,7 +54,7 @@ class DenoisingRequest:
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the unconditional half is computed."""
-        return needs_negative_prompts(self.guidance_scale)
+        return self.guidance_scale > 1.0
 
     @property
     def rows_per_waveform(self) -> int:

@@ -15,14 +15,12 @@ import triton_python_backend_utils as pb_utils
 from denoising_engine import DenoisingEngine
 from denoising_errors import DenoisingError, InvalidRequestError, RequestCancelledError
 from denoising_job import Progress
-from denoising_request import DenoisingRequest, needs_negative_prompts
+from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics, PublishedMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerRequest, SchedulerSteps
 from unet_forward import UNetForward
-
-TEXT_INPUTS = ("generated_prompt_embeds", "prompt_embeds", "attention_mask")
 
 
 class TritonPythonModel:
@@ -30,12 +28,10 @@ class TritonPythonModel:
 
     `execute` hands requests to the engine and returns at once. The queue is the engine's (docs/denoising.md tells why).
 
-    Inputs:
-        generated_prompt_embeds: FP32 [prompts, 8, GPT-2 width].
-        prompt_embeds: FP32 [prompts, tokens, T5 width].
-        attention_mask: INT64 [prompts, tokens].
-        negative_generated_prompt_embeds, negative_prompt_embeds, negative_attention_mask: The same of as many negative
-            prompts; used with guidance only, and optional without.
+    Inputs (`rows`: the prompts, with guidance after as many negative prompts):
+        generated_prompt_embeds: FP32 [rows, 8, GPT-2 width].
+        prompt_embeds: FP32 [rows, tokens, T5 width].
+        attention_mask: INT64 [rows, tokens].
         latents_shape: INT64 [4], waveforms, channels, frames, bins.
         num_inference_steps: INT32 [1].
         guidance_scale: FP32 [1].
@@ -135,12 +131,12 @@ def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNet
 def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
     """Copy what is needed out of a request."""
     waveforms, channels, frames, bins = inputs["latents_shape"].tolist()
-    guidance_scale = float(inputs["guidance_scale"][0])
-    text = {name: _text_rows(inputs, name, guidance_scale) for name in TEXT_INPUTS}
     return DenoisingRequest(
-        **text,
+        generated_prompt_embeds=torch.tensor(inputs["generated_prompt_embeds"]),
+        prompt_embeds=torch.tensor(inputs["prompt_embeds"]),
+        attention_mask=torch.tensor(inputs["attention_mask"]),
         latents_shape=(waveforms, channels, frames, bins),
-        guidance_scale=guidance_scale,
+        guidance_scale=float(inputs["guidance_scale"][0]),
         scheduler=SchedulerRequest(
             name=_text(inputs, "scheduler"),
             options_json=_text(inputs, "scheduler_options"),
@@ -149,20 +145,6 @@ def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
             seed=int(inputs["seed"][0]),
         ),
     )
-
-
-def _text_rows(inputs: dict[str, np.ndarray], name: str, guidance_scale: float) -> torch.Tensor:
-    """Return a copy of a text tensor, with guidance behind that of the negative prompts."""
-    if not needs_negative_prompts(guidance_scale):
-        return torch.tensor(inputs[name])
-    negative = inputs.get(f"negative_{name}")
-    if negative is None:
-        raise InvalidRequestError(f"negative_{name} is missing: it is needed at guidance_scale {guidance_scale:g}.")
-    if negative.shape != inputs[name].shape:
-        raise InvalidRequestError(
-            f"negative_{name} must have the shape {list(inputs[name].shape)} of {name}, got {list(negative.shape)}."
-        )
-    return torch.from_numpy(np.concatenate([negative, inputs[name]]))
 
 
 def _text(inputs: dict[str, np.ndarray], name: str) -> str:
