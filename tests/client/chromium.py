@@ -27,7 +27,7 @@ ARCHIVES = ("al2023.tar.br", "swiftshader.tar.br", "fonts.tar.br")
 FONTS_CONF = """\
 <?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
-<fontconfig><dir prefix="relative">fonts</dir><cachedir prefix="relative">font-cache</cachedir></fontconfig>
+<fontconfig><dir>{folder}/fonts</dir><cachedir>{folder}/font-cache</cachedir></fontconfig>
 """
 
 
@@ -45,7 +45,7 @@ def install(folder: Path) -> Path:
             for archive in ARCHIVES:
                 with tarfile.open(fileobj=io.BytesIO(_member(members, archive))) as files:
                     files.extractall(folder, filter="data")
-            (folder / "fonts.conf").write_text(FONTS_CONF)
+            (folder / "fonts.conf").write_text(FONTS_CONF.format(folder=folder.resolve()))
             program = folder / "chromium"
             program.write_bytes(_member(members, "chromium.br"))
             program.chmod(0o755)

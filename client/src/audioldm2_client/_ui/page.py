@@ -55,10 +55,9 @@ class Page:
                     self._inputs = _make_form()
                     with gr.Row():
                         buttons = _make_buttons()
+                    history = _make_history()
                 with gr.Column():
-                    self._outputs = Outputs(
-                        gr.HTML(elem_id="status"), gr.HTML(elem_id="results"), *buttons, *_make_history()
-                    )
+                    self._outputs = Outputs(gr.HTML(elem_id="status"), gr.HTML(elem_id="results"), *buttons, *history)
             self._connect()
         self.blocks.queue(default_concurrency_limit=None)  # Triton has a queue of its own
 
