@@ -13,6 +13,7 @@ METRICS_PORT ?= 8002
 VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
+CHROMIUM  := $(VENV)/chromium/chromium
 # What an exported repository depends on; a change of it means a new export.
 EXPORT_ID  = $(CHECKPOINT) $(shell cat export/*.py | sha256sum | cut -c1-16)
 
@@ -37,16 +38,17 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 .demo/checkpoint/model_index.json: $(INSTALLED) export/demo.py export/demo_text.py export/demo_unet.py
 	$(BIN)/python -m export.demo --output .demo/checkpoint
 
-test: $(INSTALLED) ## Run the whole test suite
+test: $(INSTALLED) $(CHROMIUM) ## Run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md (two hours)
+bench: $(INSTALLED) $(CHROMIUM) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md (two hours)
 	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32
 	$(BIN)/python -m benchmarks.latency --size full
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.cancel
 	$(BIN)/python -m benchmarks.knobs
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.denoising
@@ -83,3 +85,7 @@ $(INSTALLED): requirements/*.txt client/pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check \
 		-r requirements/$(ACCELERATOR).txt -r requirements/dev.txt -c requirements/constraints.txt -e ./client
 	@rm -f $(VENV)/.installed-* && touch $@
+
+# Where it can't be had, the tests of the page are skipped, and say so.
+$(CHROMIUM): tests/client/chromium.py | $(INSTALLED)
+	-$(BIN)/python tests/client/chromium.py $(@D)

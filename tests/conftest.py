@@ -22,6 +22,7 @@ from server import EmbeddedServer
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-report", type=Path, metavar="FILE", help="write the measured errors there, as JSON")
+    parser.addoption("--page-screenshot", type=Path, metavar="FILE", help="write a picture of the client's page there")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 USAGE = Path(__file__).with_name("typed_usage.py")
-HEAVY = ("tritonclient", "grpc", "gevent", "aiohttp", "soundfile", "tqdm", "rich", "PIL", "torch")
+HEAVY = ("tritonclient", "grpc", "gevent", "aiohttp", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
 
 
 def test_typed_code_that_uses_the_whole_interface_passes_mypy_strict(tmp_path):

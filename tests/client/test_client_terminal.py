@@ -1,17 +1,11 @@
 """The command `audioldm2` on a terminal, and its outputs beside audio files."""
 
-import fcntl
 import json
 import os
-import pty
-import select
 import signal
 import stat
-import struct
 import subprocess
 import sys
-import termios
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +16,7 @@ from audioldm2_client._cli import main
 from audioldm2_client._cli_options import client_settings, make_parser
 from audioldm2_client._progress_bar import GenerationBar
 from PIL import Image
+from terminal import Terminal
 from tiny_repository import wait_until
 
 ANNOUNCING = """
@@ -36,46 +31,6 @@ def announcing(*arguments, **options):
 AudioLDM2Client.submit = announcing
 sys.exit(main(sys.argv[1:]))
 """
-
-
-class Terminal:
-    """A process on a pseudo-terminal of its own."""
-
-    def __init__(self, *command: str) -> None:
-        self.pid, self._descriptor = pty.fork()
-        if self.pid == 0:
-            fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-            os.execv(command[0], command)  # noqa: S606 - no shell on purpose
-        self.text = ""
-
-    def read_until(self, words: str, timeout_s: float = 30) -> None:
-        deadline = time.monotonic() + timeout_s
-        while words not in self.text:
-            assert time.monotonic() < deadline, f"no {words!r} in {self.text!r}"
-            if not self._read(0.1):
-                break
-        assert words in self.text, self.text
-
-    def press_ctrl_c(self) -> None:
-        os.write(self._descriptor, b"\x03")
-
-    def wait(self) -> int:
-        while self._read(30):
-            pass
-        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        os.close(self._descriptor)
-        return status
-
-    def _read(self, timeout_s: float) -> bool:
-        """Read what there is; False at the end."""
-        if not select.select([self._descriptor], [], [], timeout_s)[0]:
-            return True
-        try:
-            block = os.read(self._descriptor, 4096)
-        except OSError:  # Linux' way to say that nobody has the terminal any more
-            return False
-        self.text += block.decode(errors="replace")
-        return bool(block)
 
 
 @pytest.fixture

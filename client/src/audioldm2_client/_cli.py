@@ -15,10 +15,18 @@ from audioldm2_client._exit_status import fail, status_of
 from audioldm2_client._progress_bar import GenerationBar, is_terminal
 from audioldm2_client._result import GenerationResult
 
+PAGE = "ui"
+"""As the first argument it isn't a prompt, but asks for the page."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv and argv[0] == PAGE:
+            from audioldm2_client._ui.command import main as serve_page
+
+            return serve_page(argv[1:])
         arguments = parse(make_parser(), argv)
         if arguments.prompts is not None:
             from audioldm2_client._batch_command import run_batch_command

@@ -19,6 +19,9 @@ examples:
   audioldm2 "a church bell" -o bell.flac --candidates 4 --json
   audioldm2 --prompts prompts.txt --output-dir sounds --concurrency 8
   audioldm2 "waves" -o waves.wav --url https://gpu.example:443 --ca-file ca.pem
+  audioldm2 ui
+
+The last one serves a page for the browser, with options of its own: audioldm2 ui --help.
 
 The server's defaults hold for every option that isn't given. Environment: AUDIOLDM2_URL sets the default of --url,
 AUDIOLDM2_API_KEY that of --api-key.
@@ -42,7 +45,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_generation(parser.add_argument_group("generation"))
     _add_output(parser.add_argument_group("output"))
     _add_batch(parser.add_argument_group("many prompts"))
-    _add_server(parser.add_argument_group("server"))
+    add_server_options(parser.add_argument_group("server"))
     return parser
 
 
@@ -157,7 +160,8 @@ def _add_batch(group: Any) -> None:
     )
 
 
-def _add_server(group: Any) -> None:
+def add_server_options(group: Any) -> None:
+    """Add what says where the server is and how it is spoken to; `client_settings` reads it."""
     group.add_argument(
         "--url",
         default=os.environ.get("AUDIOLDM2_URL") or DEFAULT_URL,

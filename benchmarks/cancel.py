@@ -1,0 +1,212 @@
+"""How long a cancel takes, from each of the ways to ask for it, in steps of the generation that it ends.
+
+`python -m benchmarks.cancel`; two minutes. The page's button takes Chromium: `make .venv/chromium/chromium`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import job_calls
+from audioldm2_client import AsyncAudioLDM2Client, RequestCancelledError
+from chromium import environment_of
+from page_server import PageServer
+from playwright.sync_api import expect, sync_playwright
+from terminal import Terminal
+
+from benchmarks.report import ROOT, Report, Samples, Table
+from benchmarks.repositories import export_new_checkpoint
+from server import EmbeddedServer
+
+STEPS = 100
+LENGTH_S = 5.12
+SEEN_STEPS = 12
+"""Different ones that have to be seen before the cancel."""
+
+CHROMIUM = ROOT / ".venv/chromium/chromium"
+
+
+@dataclass
+class Watched:
+    """One generation that was cancelled.
+
+    Attributes:
+        seen: time (`time.perf_counter`) and number of each new step, as the caller was told.
+        cancelled: when the cancel was asked for.
+        told: when the caller knew that the generation was cancelled.
+        free: when the server's metrics showed no generation any more.
+    """
+
+    seen: list[tuple[float, int]] = field(default_factory=list)
+    cancelled: float = 0
+    told: float = 0
+    free: float = 0
+
+    def note(self, step: int) -> bool:
+        """Note a step; return whether enough were seen."""
+        if step and (not self.seen or step != self.seen[-1][1]):
+            assert not self.seen or step > self.seen[-1][1], "steps rise"
+            self.seen.append((time.perf_counter(), step))
+        return len(self.seen) >= SEEN_STEPS
+
+    def now_cancelled(self) -> None:
+        """Note that the cancel is asked for now."""
+        self.cancelled = time.perf_counter()
+
+    def now_told(self) -> None:
+        """Note that the caller knows now."""
+        self.told = time.perf_counter()
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of one step of this generation."""
+        (start, first), (end, last) = self.seen[0], self.seen[-1]
+        return (end - start) / (last - first)
+
+
+def over_http(server: EmbeddedServer, watched: Watched) -> None:
+    """`generate` and `jobs` over HTTP, as curl would."""
+    request_id = uuid.uuid4().hex
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(
+            job_calls.generate, server, request_id, num_inference_steps=STEPS, audio_length_in_s=LENGTH_S
+        )
+        while not watched.note(job_calls.ask(server, request_id)["step"]):
+            time.sleep(0.01)
+        watched.now_cancelled()
+        job_calls.ask(server, request_id, "cancel")
+        assert "[CANCELLED]" in answer.result(60).error
+        watched.now_told()
+
+
+def by_asyncio(server: EmbeddedServer, watched: Watched) -> None:
+    """`AsyncAudioLDM2Client` over gRPC: `generation.cancel()`."""
+
+    async def run() -> None:
+        async with AsyncAudioLDM2Client(server.grpc_url) as client:
+            generation = client.submit("a storm", num_inference_steps=STEPS, audio_length_in_s=LENGTH_S)
+            while not watched.note((await generation.progress()).step):
+                await asyncio.sleep(0.01)
+            watched.now_cancelled()
+            await generation.cancel()
+            with contextlib.suppress(RequestCancelledError):
+                await generation.result()
+            watched.now_told()
+
+    asyncio.run(run())
+
+
+def by_ctrl_c(server: EmbeddedServer, watched: Watched) -> None:
+    """The command line in a pseudo-terminal: Ctrl-C, until the process has ended."""
+    with tempfile.TemporaryDirectory() as folder:
+        terminal = Terminal(
+            *(sys.executable, "-m", "audioldm2_client", "a storm", "-o", f"{folder}/storm.wav"),
+            *("--url", server.grpc_url, "--steps", str(STEPS), "--length", str(LENGTH_S)),
+        )
+        seen = 0
+        while not watched.note(seen):
+            terminal.read(0.05)
+            seen = max((int(step) for step in re.findall(rf"(\d+)/{STEPS} steps", terminal.text)), default=0)
+        watched.now_cancelled()
+        terminal.press_ctrl_c()
+        assert terminal.wait() == 130
+        watched.now_told()
+
+
+@contextlib.contextmanager
+def open_page(server: EmbeddedServer, folder: Path) -> Iterator[Callable[[EmbeddedServer, Watched], None]]:
+    """Open the page in Chromium; give what generates there, and cancels with the button."""
+    folder.mkdir()
+    with PageServer(folder, server.grpc_url) as page, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, env=environment_of(CHROMIUM))
+        tab = browser.new_page()
+        tab.goto(page.url)
+        values = {"prompt": "a storm", "num_inference_steps": STEPS, "audio_length_in_s": LENGTH_S}
+
+        def by_button(_: EmbeddedServer, watched: Watched) -> None:
+            for name, value in values.items():
+                tab.locator(f"#{name} :is(input, textarea)").first.fill(str(value))
+            tab.locator("#generate").click()
+            seen = 0
+            while not watched.note(seen):
+                found = re.search(rf"step (\d+) of {STEPS}", tab.locator("#status").inner_text())
+                seen = int(found[1]) if found else 0
+                tab.wait_for_timeout(10)
+            watched.now_cancelled()
+            tab.locator("#cancel").click()
+            expect(tab.locator("#status")).to_have_text("cancelled")
+            watched.now_told()
+
+        yield by_button
+        browser.close()
+
+
+def rows_are_free(server: EmbeddedServer) -> bool:
+    """Whether the metrics show no generation in the UNet's loop."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return re.findall(r"^audioldm2_unet_requests_in_flight\{.*\} (\S+)", text, re.MULTILINE) == ["0"]
+
+
+def measure_cancel(server: EmbeddedServer, caller: Callable[[EmbeddedServer, Watched], None]) -> Watched:
+    """Generate, cancel, and wait until the rows are free."""
+    watched = Watched()
+    caller(server, watched)
+    while not rows_are_free(server):
+        time.sleep(0.005)
+    watched.free = time.perf_counter()
+    return watched
+
+
+def main() -> None:
+    """Measure, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    report = Report("cancel", "Cancelling", "python -m benchmarks.cancel")
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="cancel-") as name:
+        repository = export_new_checkpoint(Path(name))
+        with EmbeddedServer(repository) as server, open_page(server, Path(name) / "page") as by_button:
+            callers = {
+                "`generate` and `jobs` over HTTP": over_http,
+                "`AsyncAudioLDM2Client` over gRPC": by_asyncio,
+                "Ctrl-C in the command line": by_ctrl_c,
+                "the page's button": by_button,
+            }
+            for title, caller in callers.items():
+                runs = [measure_cancel(server, caller) for _ in range(arguments.repeats)]
+                report.measurements[title] = [vars(run) for run in runs]
+                rows.append(
+                    (
+                        title,
+                        str(Samples(tuple(run.step_s for run in runs), "s")),
+                        str(Samples(tuple(run.told - run.cancelled for run in runs), "s")),
+                        str(Samples(tuple((run.told - run.cancelled) / run.step_s for run in runs), "steps")),
+                        str(Samples(tuple(run.free - run.cancelled for run in runs), "s")),
+                    )
+                )
+    report.add(
+        Table(
+            f"From the cancel to the caller's knowledge (demo, {LENGTH_S} s, {STEPS} steps)",
+            ("asked for by", "one step", "until the caller knows", "in steps", "until the rows are free, at most"),
+            tuple(rows),
+            note=f"Each was cancelled after {SEEN_STEPS} different steps were seen, in rising order. The command line's "
+            "figure includes the end of the process; the rows are looked at once the caller knows.",
+        )
+    )
+    report.save()
+
+
+if __name__ == "__main__":
+    main()
