@@ -36,6 +36,12 @@ SEEN_STEPS = 12
 CHROMIUM = ROOT / ".venv/chromium/chromium"
 
 
+def require(condition: bool, sentence: str) -> None:
+    """Raise RuntimeError with the sentence where the condition doesn't hold."""
+    if not condition:
+        raise RuntimeError(sentence)
+
+
 @dataclass
 class Watched:
     """One generation that was cancelled.
@@ -55,7 +61,7 @@ class Watched:
     def note(self, step: int) -> bool:
         """Note a step; return whether enough were seen."""
         if step and (not self.seen or step != self.seen[-1][1]):
-            assert not self.seen or step > self.seen[-1][1], "steps rise"
+            require(not self.seen or step > self.seen[-1][1], "the steps must rise")
             self.seen.append((time.perf_counter(), step))
         return len(self.seen) >= SEEN_STEPS
 
@@ -85,7 +91,7 @@ def over_http(server: EmbeddedServer, watched: Watched) -> None:
             time.sleep(0.01)
         watched.now_cancelled()
         job_calls.ask(server, request_id, "cancel")
-        assert "[CANCELLED]" in answer.result(60).error
+        require("[CANCELLED]" in answer.result(60).error, "the caller must be told")
         watched.now_told()
 
 
@@ -119,7 +125,7 @@ def by_ctrl_c(server: EmbeddedServer, watched: Watched) -> None:
             seen = max((int(step) for step in re.findall(rf"(\d+)/{STEPS} steps", terminal.text)), default=0)
         watched.now_cancelled()
         terminal.press_ctrl_c()
-        assert terminal.wait() == 130
+        require(terminal.wait() == 130, "the exit status must be 130")
         watched.now_told()
 
 
@@ -128,7 +134,7 @@ def open_page(server: EmbeddedServer, folder: Path) -> Iterator[Callable[[Embedd
     """Open the page in Chromium; give what generates there, and cancels with the button."""
     folder.mkdir()
     with PageServer(folder, server.grpc_url) as page, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, env=environment_of(CHROMIUM))
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, env={**environment_of(CHROMIUM)})
         tab = browser.new_page()
         tab.goto(page.url)
         values = {"prompt": "a storm", "num_inference_steps": STEPS, "audio_length_in_s": LENGTH_S}
@@ -201,8 +207,8 @@ def main() -> None:
             f"From the cancel to the caller's knowledge (demo, {LENGTH_S} s, {STEPS} steps)",
             ("asked for by", "one step", "until the caller knows", "in steps", "until the rows are free, at most"),
             tuple(rows),
-            note=f"Each was cancelled after {SEEN_STEPS} different steps were seen, in rising order. The command line's "
-            "figure includes the end of the process; the rows are looked at once the caller knows.",
+            note=f"Each was cancelled after {SEEN_STEPS} different steps were seen, in rising order. The "
+            "command line's figure includes the end of the process; the rows are looked at once the caller knows.",
         )
     )
     report.save()
