@@ -50,6 +50,7 @@ bench: $(INSTALLED) $(CHROMIUM) .demo/checkpoint/model_index.json ## Measure, an
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.cancel
 	$(BIN)/python -m benchmarks.knobs
+	$(BIN)/python -m benchmarks.neighbour
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.denoising
 	$(BIN)/python -m benchmarks.unet_gpu --dtype fp32 --steps 5 --name unet_cpu_fp32

@@ -10,7 +10,6 @@ import re
 import sys
 import tempfile
 import time
-import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -157,18 +156,11 @@ def open_page(server: EmbeddedServer, folder: Path) -> Iterator[Callable[[Embedd
         browser.close()
 
 
-def rows_are_free(server: EmbeddedServer) -> bool:
-    """Whether the metrics show no generation in the UNet's loop."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    return re.findall(r"^audioldm2_unet_requests_in_flight\{.*\} (\S+)", text, re.MULTILINE) == ["0"]
-
-
 def measure_cancel(server: EmbeddedServer, caller: Callable[[EmbeddedServer, Watched], None]) -> Watched:
     """Generate, cancel, and wait until the rows are free."""
     watched = Watched()
     caller(server, watched)
-    while not rows_are_free(server):
+    while not job_calls.rows_are_free(server):
         time.sleep(0.005)
     watched.free = time.perf_counter()
     return watched

@@ -51,6 +51,7 @@ SETTINGS = {
     "vae, vocoder: 2 instances": Setting({"vae": [instances(2)], "vocoder": [instances(2)]}),
     "ONNX Runtime: 1 thread": Setting(of_onnx_models("intra_op_thread_count", "1")),
     "ONNX Runtime: threads spin": Setting(of_onnx_models("session.intra_op.allow_spinning", "1")),
+    "GOMP_SPINCOUNT=1000": Setting(environment={"GOMP_SPINCOUNT": "1000"}),
     "GOMP_SPINCOUNT=10000": Setting(environment={"GOMP_SPINCOUNT": "10000"}),
     "GOMP_SPINCOUNT=300000": Setting(environment={"GOMP_SPINCOUNT": "300000"}),
     "OMP_WAIT_POLICY=PASSIVE": Setting(environment={"OMP_WAIT_POLICY": "PASSIVE"}),

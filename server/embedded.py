@@ -292,7 +292,7 @@ def _environment(installation: Installation, workspace: Workspace) -> dict[str, 
     # The pip package of ONNX Runtime reports to its maker unless it is told not to.
     # OpenMP's threads wait actively only for a moment: with more of them than free cores, a forward takes a hundred
     # times as long otherwise (docs/tuning.md).
-    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": "1000", **os.environ}
+    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": "3000", **os.environ}
     for name, directories in (
         ("PATH", (workspace.command_directory,)),
         ("LD_LIBRARY_PATH", installation.library_directories),

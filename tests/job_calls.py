@@ -1,6 +1,7 @@
 """Generations with an id, and what the model `jobs` says of them, with nothing but HTTP and JSON."""
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from tiny_repository import wait_until
 from triton_configs import INPUT_TYPES
 
 from server import EmbeddedServer
@@ -74,3 +76,17 @@ def wait_for_state(server: EmbeddedServer, request_id: str, state: str) -> dict[
     said = wait_for(server, request_id, lambda said: said["state"] in (state, "done", "failed", "cancelled"))
     assert said["state"] == state, said
     return said
+
+
+def rows_are_free(server: EmbeddedServer) -> bool:
+    """Whether no request is being denoised and none waits for it, by the metrics."""
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=TIMEOUT_S) as response:
+        text = response.read().decode()
+    values = re.findall(r"^audioldm2_unet_requests_(?:in_flight|waiting)\{.*\} (\S+)", text, re.MULTILINE)
+    assert len(values) == 2
+    return [float(value) for value in values] == [0, 0]
+
+
+def wait_until_rows_are_free(server: EmbeddedServer) -> None:
+    """Ask again and again; fails after a while."""
+    wait_until(lambda: rows_are_free(server), TIMEOUT_S, "rows are free")

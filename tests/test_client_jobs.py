@@ -1,9 +1,13 @@
 """The client's progress and cancelling, against the real models: what the client's own tests do with toy ones."""
 
 import asyncio
+import re
+import sys
 
 import pytest
 from audioldm2_client import AsyncAudioLDM2Client, AudioLDM2Client, Progress, RequestCancelledError
+from job_calls import rows_are_free, wait_until_rows_are_free
+from terminal import Terminal
 from tiny_repository import wait_until
 
 from server import EmbeddedServer
@@ -47,3 +51,17 @@ def test_cancelling_a_task_ends_a_real_generation(url):
                 await asyncio.sleep(0.02)
 
     asyncio.run(asyncio.wait_for(test(), 120))
+
+
+def test_ctrl_c_ends_a_real_generation(url, triton, tmp_path):
+    terminal = Terminal(
+        *(sys.executable, "-m", "audioldm2_client", "a dog", "-o", str(tmp_path / "x.wav"), "--url", url),
+        *("--steps", "900", "--length", str(SHORT_S)),
+    )
+    terminal.read_until("/900 steps", 60)
+    assert not rows_are_free(triton)
+    terminal.press_ctrl_c()
+    assert terminal.wait() == 130
+    wait_until_rows_are_free(triton)
+    assert re.search(r"audioldm2: interrupted\s*$", terminal.text)
+    assert not list(tmp_path.iterdir())

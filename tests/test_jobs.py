@@ -14,7 +14,16 @@ import tiny_repository
 import tritonclient.grpc
 from audioldm2_client import AudioLDM2Client
 from job_board import JobBoard
-from job_calls import TIMEOUT_S, Answer, ask, generate, post, wait_for, wait_for_state
+from job_calls import (
+    TIMEOUT_S,
+    Answer,
+    ask,
+    generate,
+    post,
+    wait_for,
+    wait_for_state,
+    wait_until_rows_are_free,
+)
 from job_folder import folder_of
 from parity_cases import relative_rms_error
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
@@ -42,18 +51,6 @@ def board(triton: EmbeddedServer) -> JobBoard:
 
 def start(threads: ThreadPoolExecutor, server: EmbeddedServer, request_id: str, **inputs: Any) -> "Future[Answer]":
     return threads.submit(generate, server, request_id, **inputs)
-
-
-def rows_in_use(server: EmbeddedServer) -> float:
-    """Requests that are being denoised or wait for it, by the metrics."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=TIMEOUT_S) as response:
-        lines = response.read().decode().splitlines()
-    wanted = ("audioldm2_unet_requests_in_flight{", "audioldm2_unet_requests_waiting{")
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(wanted))
-
-
-def wait_until_rows_are_free(server: EmbeddedServer) -> None:
-    tiny_repository.wait_until(lambda: rows_in_use(server) == 0, TIMEOUT_S, "rows are free")
 
 
 def test_the_steps_of_a_generation_are_seen_in_rising_order(triton, threads):

@@ -1,10 +1,8 @@
 """A real Triton server over a toy model repository, one for all tests of the client, and one without the model `jobs`.
 
-What asks for `stepping_server` relies on the contract alone. With `CLIENT_TESTS_SERVER=real` in the environment, the
-exported demo checkpoint takes its place.
+What the client does over the real models is in tests/test_client_jobs.py and in the tests of the page.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,13 +64,6 @@ def tls_proxy(guarded_server: EmbeddedServer, certificates: Path) -> Iterator[Tl
     proxy.close()
 
 
-@pytest.fixture(scope="session")
-def stepping_server(request: pytest.FixtureRequest) -> EmbeddedServer:
-    """A server whose generations take time, in steps, and which has the model `jobs`."""
-    name = "triton" if os.environ.get("CLIENT_TESTS_SERVER") == "real" else "toy_server"
-    return request.getfixturevalue(name)
-
-
 @pytest.fixture(params=["grpc", "http"])
 def protocol(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -86,11 +77,6 @@ def url_of(server: EmbeddedServer, protocol: str) -> str:
 def url(protocol: str, toy_server: EmbeddedServer) -> str:
     """The toy server's URL: every test that asks for it runs over both protocols."""
     return url_of(toy_server, protocol)
-
-
-@pytest.fixture
-def stepping_url(protocol: str, stepping_server: EmbeddedServer) -> str:
-    return url_of(stepping_server, protocol)
 
 
 @pytest.fixture
@@ -113,9 +99,9 @@ def waiting(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def ask(stepping_server: EmbeddedServer) -> Iterator[Callable[[str], Progress]]:
+def ask(toy_server: EmbeddedServer) -> Iterator[Callable[[str], Progress]]:
     """Asks the model `jobs` about a request, through tritonclient alone."""
-    with triton.InferenceServerClient(stepping_server.grpc_url) as plain:
+    with triton.InferenceServerClient(toy_server.grpc_url) as plain:
 
         def progress_of(request_id: str) -> Progress:
             tensor = triton.InferInput("request_id", [1], "BYTES")

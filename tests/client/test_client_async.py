@@ -30,10 +30,10 @@ Test = Callable[[AsyncAudioLDM2Client], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def run(stepping_url: str) -> Callable[..., None]:
+def run(url: str) -> Callable[..., None]:
     """Runs a coroutine function with a client."""
 
-    def in_a_loop(test: Test, url: str = stepping_url, **settings: Any) -> None:
+    def in_a_loop(test: Test, url: str = url, **settings: Any) -> None:
         async def with_client() -> None:
             async with AsyncAudioLDM2Client(url, **{"timeout_s": 30, **settings}) as client:
                 await test(client)
@@ -217,7 +217,7 @@ def test_failure_has_its_class_and_the_servers_sentence(run, url, prompt, error_
     run(test, url, max_retries=0)
 
 
-def test_unknown_model_and_readiness(run, stepping_url):
+def test_unknown_model_and_readiness(run, url):
     async def test(client):
         assert await client.is_ready() is True
         await client.wait_until_ready(20)
@@ -228,7 +228,7 @@ def test_unknown_model_and_readiness(run, stepping_url):
             await client.generate("a dog")
 
     run(test)
-    run(other, stepping_url, model_name="nosuch")
+    run(other, url, model_name="nosuch")
 
 
 def test_deadline_is_kept_and_told_to_the_server(run, url, waiting):
@@ -295,7 +295,7 @@ asyncio.run(main())
 """
 
 
-def test_process_ends_without_a_word_on_stderr(stepping_url):
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, stepping_url]
+def test_process_ends_without_a_word_on_stderr(url):
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")

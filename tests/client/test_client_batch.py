@@ -190,7 +190,7 @@ def test_server_that_stays_away_is_given_up_and_told(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
-def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(stepping_url, tmp_path, ask):
+def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(url, tmp_path, ask):
     lines = [{"prompt": f"sound {n}", "num_inference_steps": 1000} for n in range(5)]
     prompts, folder = write_lines(tmp_path / "p.jsonl", lines), tmp_path / "out"
     script = (
@@ -205,7 +205,7 @@ def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(st
         "AsyncAudioLDM2Client.submit = announcing\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    arguments = command(stepping_url, prompts, folder)[5:]
+    arguments = command(url, prompts, folder)[5:]
     with subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

@@ -13,18 +13,18 @@ GUIDE, README = "docs/client.md", "client/README.md"
 
 
 @pytest.mark.parametrize("code", [code for document in (GUIDE, README) for code in blocks(document, "python")])
-def test_python_example_runs(code, stepping_server, tls_proxy, certificates, tmp_path, monkeypatch):
+def test_python_example_runs(code, toy_server, tls_proxy, certificates, tmp_path, monkeypatch):
     for name in ("ca.pem", "client.pem", "client.key"):
         shutil.copy(certificates / name, tmp_path)
     monkeypatch.setenv("API_KEY", KEY)
-    places = places_of(stepping_server) | {"gpu-1.example:443": f"localhost:{tls_proxy.port}"}
+    places = places_of(toy_server) | {"gpu-1.example:443": f"localhost:{tls_proxy.port}"}
     done = run_python(code, tmp_path, places)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("block", [block for document in (GUIDE, README) for block in blocks(document, "console")])
-def test_console_example_runs(block, stepping_server, tmp_path):
-    done = run_commands(commands(block), tmp_path, places_of(stepping_server))
+def test_console_example_runs(block, toy_server, tmp_path):
+    done = run_commands(commands(block), tmp_path, places_of(toy_server))
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 

@@ -20,8 +20,8 @@ LONG = 1000  # steps: far more than any test waits for
 
 
 @pytest.fixture
-def stepping(stepping_url):
-    with AudioLDM2Client(stepping_url, timeout_s=60) as client:
+def stepping(url):
+    with AudioLDM2Client(url, timeout_s=60) as client:
         yield client
 
 
@@ -145,8 +145,8 @@ def remember_ids(client) -> list[str]:
     return ids
 
 
-def test_leaving_the_client_cancels_what_still_runs(stepping_url, ask):
-    with AudioLDM2Client(stepping_url) as client:
+def test_leaving_the_client_cancels_what_still_runs(url, ask):
+    with AudioLDM2Client(url) as client:
         generation = client.submit("a dog", num_inference_steps=LONG)
         wait_until(lambda: ask(generation.id).state == "denoising", 20, "denoising begins")
     with pytest.raises(RequestCancelledError):
@@ -165,8 +165,8 @@ while generation.progress().state == "unknown":
 """
 
 
-def test_end_of_the_process_cancels_what_still_runs(stepping_url, ask):
-    command = [sys.executable, "-W", "error", "-c", SCRIPT, stepping_url]
+def test_end_of_the_process_cancels_what_still_runs(url, ask):
+    command = [sys.executable, "-W", "error", "-c", SCRIPT, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     wait_until(lambda: ask(done.stdout.strip()).state == "cancelled", 20, "the server has stopped it")
@@ -185,15 +185,15 @@ with AudioLDM2Client(sys.argv[1]) as client:
 """
 
 
-def test_end_of_a_forked_child_leaves_the_parents_generations_alone(stepping_server):
-    url = f"http://{stepping_server.http_url}"  # gRPC doesn't support forks of its own
+def test_end_of_a_forked_child_leaves_the_parents_generations_alone(toy_server):
+    url = f"http://{toy_server.http_url}"  # gRPC doesn't support forks of its own
     done = subprocess.run([sys.executable, "-c", FORKING, url], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip().isdecimal()
 
 
-def test_closed_client_says_so_also_through_its_handles(stepping_url):
-    with AudioLDM2Client(stepping_url) as client:
+def test_closed_client_says_so_also_through_its_handles(url):
+    with AudioLDM2Client(url) as client:
         generation = client.submit("a dog")
         result = generation.result()
     assert generation.result() is result
@@ -219,8 +219,8 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("on_progress", ["None", "print"])
-def test_ctrl_c_in_generate_cancels_on_the_server(stepping_url, ask, on_progress):
-    command = [sys.executable, "-W", "error", "-c", INTERRUPTED, stepping_url, on_progress]
+def test_ctrl_c_in_generate_cancels_on_the_server(url, ask, on_progress):
+    command = [sys.executable, "-W", "error", "-c", INTERRUPTED, url, on_progress]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             request_id = process.stdout.readline().strip()
@@ -252,19 +252,19 @@ def test_server_without_jobs_generates_and_says_that_it_cannot_tell(url_without_
             generation.result(10)
 
 
-def test_jobs_model_of_another_ensemble_is_asked_for_its_own_progress(stepping_url):
-    with AudioLDM2Client(stepping_url, model_name="toy_generator") as client:
+def test_jobs_model_of_another_ensemble_is_asked_for_its_own_progress(url):
+    with AudioLDM2Client(url, model_name="toy_generator") as client:
         generation = client.submit("a dog", num_inference_steps=20)
         with pytest.raises(ModelNotFoundError, match="'toy_generator_jobs'"):
             ask_until_told(generation)
         assert generation.cancel() is False
 
 
-def test_readiness(stepping_url):
-    with AudioLDM2Client(stepping_url) as client:
+def test_readiness(url):
+    with AudioLDM2Client(url) as client:
         client.wait_until_ready(20)
         assert client.is_ready() is True
-    with AudioLDM2Client(stepping_url, model_name="nosuch") as client:
+    with AudioLDM2Client(url, model_name="nosuch") as client:
         assert client.is_ready() is False
 
 
@@ -281,8 +281,8 @@ def test_no_server_is_not_ready(protocol, dead_port):
         assert client.is_ready() is False
 
 
-def test_second_address_takes_over_from_a_dead_one(stepping_url, protocol, dead_port, ask):
-    urls = [f"{protocol}://127.0.0.1:{dead_port}", stepping_url]
+def test_second_address_takes_over_from_a_dead_one(url, protocol, dead_port, ask):
+    urls = [f"{protocol}://127.0.0.1:{dead_port}", url]
     with AudioLDM2Client(urls, max_retries=0) as client:
         assert client.is_ready() is True
         generation = client.submit("a dog", num_inference_steps=20)

@@ -18,8 +18,8 @@ def test_typed_code_that_uses_the_whole_interface_passes_mypy_strict(tmp_path):
     assert done.stdout.startswith("Success"), done.stdout + done.stderr
 
 
-def test_typed_code_that_uses_the_whole_interface_runs(stepping_url, tmp_path):
-    command = [sys.executable, "-W", "error", str(USAGE), stepping_url, str(tmp_path)]
+def test_typed_code_that_uses_the_whole_interface_runs(url, tmp_path):
+    command = [sys.executable, "-W", "error", str(USAGE), url, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,10 +22,10 @@ import soundfile
 from audioldm2_client import AudioLDM2Client, InvalidRequestError
 from chromium import environment_of
 from document_examples import ROOT
+from job_calls import rows_are_free, wait_until_rows_are_free
 from page_server import PageServer
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from tiny_repository import wait_until
 
 from server import EmbeddedServer
 
@@ -134,19 +133,6 @@ def audio_bytes(tab: Page, index: int = 0) -> bytes:
     return tab.request.get(tab.locator("#results audio").nth(index).evaluate("audio => audio.src")).body()
 
 
-def rows_are_free(triton: EmbeddedServer) -> bool:
-    """Whether the loop denoises nothing and nothing waits for it."""
-    with urllib.request.urlopen(f"http://{triton.metrics_url}/metrics", timeout=TIMEOUT_S) as answer:
-        text = answer.read().decode()
-    values = re.findall(r"^audioldm2_unet_requests_(?:in_flight|waiting)\{.*\} (\S+)", text, re.MULTILINE)
-    assert len(values) == 2
-    return [float(value) for value in values] == [0, 0]
-
-
-def wait_for_free_rows(triton: EmbeddedServer) -> None:
-    wait_until(lambda: rows_are_free(triton), timeout_s=TIMEOUT_S, what="free rows")
-
-
 def status_of(url: str, **headers: str) -> int:
     """The answer's status; the path is sent as it stands."""
     parts = urlsplit(url)
@@ -186,7 +172,7 @@ def test_cancel_button_frees_the_servers_rows(open_tab, triton):
     assert not rows_are_free(triton)
     tab.locator("#cancel").click()
     expect(tab.locator("#status")).to_have_text("cancelled")
-    wait_for_free_rows(triton)
+    wait_until_rows_are_free(triton)
     expect(tab.locator("#generate")).to_be_enabled()
     expect(tab.locator("#cancel")).to_be_disabled()
 
@@ -195,7 +181,7 @@ def test_closed_tab_cancels_on_the_server(open_tab, triton):
     tab = open_tab()
     start_long(tab)
     tab.close()
-    wait_for_free_rows(triton)
+    wait_until_rows_are_free(triton)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +281,7 @@ def test_end_of_the_page_cancels_what_runs(browser, triton, tmp_path):
         assert server.end(signal.SIGTERM) == 0
     assert server.errors == ""
     assert list(server.temporary.iterdir()) == []
-    wait_for_free_rows(triton)
+    wait_until_rows_are_free(triton)
 
 
 def test_only_its_own_results_are_served_and_only_here(open_tab, page_server):

@@ -34,20 +34,20 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
-def occupied(stepping_url):
+def occupied(url):
     """A server that is busy, so that a request has to queue."""
-    with AudioLDM2Client(stepping_url) as client:
+    with AudioLDM2Client(url) as client:
         running = [client.submit("busy", num_inference_steps=60) for _ in range(2)]
         wait_until(lambda: all(g.progress().state == "denoising" for g in running), 20, "the slots are taken")
         yield
 
 
 @pytest.mark.usefixtures("occupied")
-def test_terminal_shows_queueing_steps_and_decoding(stepping_url, tmp_path):
+def test_terminal_shows_queueing_steps_and_decoding(url, tmp_path):
     output = tmp_path / "x.wav"
     terminal = Terminal(
         *(sys.executable, "-m", "audioldm2_client", "a dog", "-o", str(output)),
-        *("--url", stepping_url, "--steps", "50"),
+        *("--url", url, "--steps", "50"),
     )
     assert terminal.wait() == 0
     for words in ("queued", "denoising", "/50 steps", "generated in"):
@@ -55,10 +55,10 @@ def test_terminal_shows_queueing_steps_and_decoding(stepping_url, tmp_path):
     assert output.exists()
 
 
-def test_ctrl_c_on_a_terminal_cancels_on_the_server(stepping_url, tmp_path, ask):
+def test_ctrl_c_on_a_terminal_cancels_on_the_server(url, tmp_path, ask):
     terminal = Terminal(
         *(sys.executable, "-c", ANNOUNCING, "a dog", "-o", str(tmp_path / "x.wav")),
-        *("--url", stepping_url, "--steps", "1000"),
+        *("--url", url, "--steps", "1000"),
     )
     try:
         terminal.read_until("denoising")
@@ -87,8 +87,8 @@ def test_batch_on_a_terminal_counts_prompts_and_prints_each_result(url, tmp_path
     assert "2 made, 0 already there, 0 failed" in terminal.text
 
 
-def test_no_bar_where_nobody_sees_it_or_wants_it(stepping_url, tmp_path):
-    arguments = ("-m", "audioldm2_client", "a dog", "-o", str(tmp_path / "x.wav"), "--url", stepping_url, "--steps=20")
+def test_no_bar_where_nobody_sees_it_or_wants_it(url, tmp_path):
+    arguments = ("-m", "audioldm2_client", "a dog", "-o", str(tmp_path / "x.wav"), "--url", url, "--steps=20")
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     terminal = Terminal(sys.executable, *arguments, "--no-progress")
