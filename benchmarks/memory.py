@@ -32,7 +32,6 @@ def measure_case(repository: Path, length_s: float, candidates: int) -> dict[str
         TreeMemory(server.pid) as memory,
     ):
         idle = memory.now()
-        start = time.perf_counter()
         result = client.generate(
             "a dog barking",
             audio_length_in_s=length_s,
@@ -40,12 +39,11 @@ def measure_case(repository: Path, length_s: float, candidates: int) -> dict[str
             num_inference_steps=STEPS,
             seed=0,
         )
-        seconds = time.perf_counter() - start
         if result.audio.shape != (candidates, int(length_s * result.sampling_rate)):
             raise RuntimeError(f"got audio of shape {result.audio.shape}")
         peak, peak_of = memory.peak, dict(memory.peak_of)
         time.sleep(SETTLE_S)
-        return {"idle": idle, "peak": peak, "afterwards": memory.now(), "peak_of": peak_of, "seconds": seconds}
+        return {"idle": idle, "peak": peak, "afterwards": memory.now(), "peak_of": peak_of}
 
 
 def measure_load(repository: Path) -> dict[str, float]:
@@ -73,17 +71,16 @@ def tabulate(cases: dict[tuple[float, int], dict[str, Any]], load: dict[str, flo
     report.add(
         Table(
             f"Memory of tritonserver and all its models, demo size, {STEPS} steps",
-            ("audio", "idle", "peak", "afterwards", "time"),
+            ("audio", "idle", "peak", "afterwards"),
             (
                 *(
                     (
                         f"{candidates} x {length_s:g} s",
                         *(f"{case[name]:.0f} MiB" for name in ("idle", "peak", "afterwards")),
-                        f"{case['seconds']:.1f} s",
                     )
                     for (length_s, candidates), case in cases.items()
                 ),
-                (f"{CLIENTS} clients x 2.56 s", f"{load['idle']:.0f} MiB", f"{load['peak']:.0f} MiB", "", ""),
+                (f"{CLIENTS} clients x 2.56 s", f"{load['idle']:.0f} MiB", f"{load['peak']:.0f} MiB", ""),
             ),
             note="Proportional set sizes: what processes share counts once.",
         )
