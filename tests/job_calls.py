@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tiny_repository import wait_until
 from triton_configs import INPUT_TYPES
 
 from server import EmbeddedServer
@@ -89,4 +88,7 @@ def rows_are_free(server: EmbeddedServer) -> bool:
 
 def wait_until_rows_are_free(server: EmbeddedServer) -> None:
     """Ask again and again; fails after a while."""
-    wait_until(lambda: rows_are_free(server), TIMEOUT_S, "rows are free")
+    deadline = time.monotonic() + TIMEOUT_S
+    while not rows_are_free(server):
+        assert time.monotonic() < deadline, "rows are in use"
+        time.sleep(0.005)
