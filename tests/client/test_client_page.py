@@ -47,8 +47,9 @@ def find_chromium() -> Path:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """Of this module alone: while Playwright is open, no other test could run an event loop in this thread."""
     program = find_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, env=environment_of(program))

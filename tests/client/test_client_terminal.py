@@ -209,6 +209,6 @@ def test_help_has_examples_and_every_exit_status(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    assert text.count("\n  audioldm2 ") == 4
+    assert text.count("\n  audioldm2 ") == 5
     for status in ("0 done", "1 the", "2 bad", "3 server", "4 not", "5 the", "130 interrupted"):
         assert status in text
