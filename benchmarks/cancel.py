@@ -166,39 +166,44 @@ def measure_cancel(server: EmbeddedServer, caller: Callable[[EmbeddedServer, Wat
     return watched
 
 
+def as_row(title: str, runs: list[Watched]) -> tuple[str, ...]:
+    """Return the cells of one way to cancel."""
+    return (
+        title,
+        str(Samples(tuple(run.step_s for run in runs), "s")),
+        str(Samples(tuple(run.told - run.cancelled for run in runs), "s")),
+        str(Samples(tuple((run.told - run.cancelled) / run.step_s for run in runs), "steps")),
+        str(Samples(tuple(run.free - run.cancelled for run in runs), "s")),
+    )
+
+
 def main() -> None:
     """Measure, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     report = Report("cancel", "Cancelling", "python -m benchmarks.cancel")
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="cancel-") as name:
-        repository = export_new_checkpoint(Path(name))
-        with EmbeddedServer(repository) as server, open_page(server, Path(name) / "page") as by_button:
-            callers = {
-                "`generate` and `jobs` over HTTP": over_http,
-                "`AsyncAudioLDM2Client` over gRPC": by_asyncio,
-                "Ctrl-C in the command line": by_ctrl_c,
-                "the page's button": by_button,
-            }
-            for title, caller in callers.items():
-                runs = [measure_cancel(server, caller) for _ in range(arguments.repeats)]
-                report.measurements[title] = [vars(run) for run in runs]
-                rows.append(
-                    (
-                        title,
-                        str(Samples(tuple(run.step_s for run in runs), "s")),
-                        str(Samples(tuple(run.told - run.cancelled for run in runs), "s")),
-                        str(Samples(tuple((run.told - run.cancelled) / run.step_s for run in runs), "steps")),
-                        str(Samples(tuple(run.free - run.cancelled for run in runs), "s")),
-                    )
-                )
+    with (
+        tempfile.TemporaryDirectory(prefix="cancel-") as name,
+        EmbeddedServer(export_new_checkpoint(Path(name))) as server,
+    ):
+        callers = {
+            "`generate` and `jobs` over HTTP": over_http,
+            "`AsyncAudioLDM2Client` over gRPC": by_asyncio,
+            "Ctrl-C in the command line": by_ctrl_c,
+        }
+        runs = {
+            title: [measure_cancel(server, caller) for _ in range(arguments.repeats)]
+            for title, caller in callers.items()
+        }
+        with open_page(server, Path(name) / "page") as by_button:  # no other event loop can run beside it
+            runs["the page's button"] = [measure_cancel(server, by_button) for _ in range(arguments.repeats)]
+    report.measurements.update({title: [vars(run) for run in all_runs] for title, all_runs in runs.items()})
     report.add(
         Table(
             f"From the cancel to the caller's knowledge (demo, {LENGTH_S} s, {STEPS} steps)",
             ("asked for by", "one step", "until the caller knows", "in steps", "until the rows are free, at most"),
-            tuple(rows),
+            tuple(as_row(title, all_runs) for title, all_runs in runs.items()),
             note=f"Each was cancelled after {SEEN_STEPS} different steps were seen, in rising order. The "
             "command line's figure includes the end of the process; the rows are looked at once the caller knows.",
         )
