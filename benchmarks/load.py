@@ -116,24 +116,23 @@ def in_diffusers(checkpoint: Path, stack: ExitStack) -> Generate:
     return lambda call: worker.submit(diffusers.generate, call.length_s, call.steps, call.prompt).result()
 
 
-def prepare(folder: Path, stack: ExitStack) -> dict[str, Generate]:
+def prepare(folder: Path, stack: ExitStack, *, with_diffusers: bool) -> dict[str, Generate]:
     """Return what answers a call, in each way."""
     exported = export_new_checkpoint(folder)
     patient = parameter("max_queue_size", "1000")  # nothing is refused
     batched = copy_with(exported, folder / "batched", {"unet": [patient]})
     one_at_a_time = copy_with(exported, folder / "one_at_a_time", {"unet": [patient, parameter("max_rows", "1")]})
-    write_checkpoint(folder / "lm_head", language_model="GPT2LMHeadModel")
-    return {
-        BATCHED: served(batched, stack),
-        ONE_AT_A_TIME: served(one_at_a_time, stack),
-        "diffusers, one at a time": in_diffusers(folder / "lm_head", stack),
-    }
+    ways = {BATCHED: served(batched, stack), ONE_AT_A_TIME: served(one_at_a_time, stack)}
+    if with_diffusers:
+        write_checkpoint(folder / "lm_head", language_model="GPT2LMHeadModel")
+        ways["diffusers, one at a time"] = in_diffusers(folder / "lm_head", stack)
+    return ways
 
 
 def measure(arguments: argparse.Namespace, report: Report) -> None:
     """Find the capacities, and then load the ways in turns with 80 % of them."""
     with tempfile.TemporaryDirectory(prefix="load-") as folder, ExitStack() as stack:
-        ways = prepare(Path(folder), stack)
+        ways = prepare(Path(folder), stack, with_diffusers=not arguments.long)
         for generate in ways.values():
             run_closed_loop(generate, draw_calls(1.0, 6, seed=0))  # warm up
         capacities: dict[str, list[float]] = {name: [] for name in ways}
@@ -143,7 +142,7 @@ def measure(arguments: argparse.Namespace, report: Report) -> None:
                 capacities[name].append(run_closed_loop(generate, calls))
                 print(f"{repeat + 1}/{arguments.repeats} {name}: {capacities[name][-1]:.2f} requests/s", flush=True)
         tabulate_capacities(report, capacities)
-        for name in (ONE_AT_A_TIME, BATCHED):
+        for name in (BATCHED,) if arguments.long else (ONE_AT_A_TIME, BATCHED):
             rate = LOAD * float(np.median(capacities[name]))
             compared = {way: generate for way, generate in ways.items() if way in (ONE_AT_A_TIME, BATCHED)}
             runs = measure_rate(compared, rate, arguments)
@@ -223,8 +222,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=60, help="of each run")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--long", action="store_true", help="only at batching's capacity, without diffusers")
     arguments = parser.parse_args()
-    report = Report("load_poisson", "Load: mixed requests, demo size", "python -m benchmarks.load")
+    command = f"python -m benchmarks.load --requests {arguments.requests}"
+    report = Report("load_poisson", "Load: mixed requests, demo size", command)
+    if arguments.long:
+        report = Report(
+            "load_poisson_long", "Load: more requests at batching's capacity, demo size", f"{command} --long"
+        )
     measure(arguments, report)
     report.save()
 
