@@ -45,6 +45,7 @@ bench: $(INSTALLED) $(CHROMIUM) .demo/checkpoint/model_index.json ## Measure, an
 	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32
 	$(BIN)/python -m benchmarks.latency --size full
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.load --requests 64 --long
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.cache
