@@ -18,12 +18,12 @@ from pathlib import Path
 
 import job_calls
 from audioldm2_client import AsyncAudioLDM2Client, RequestCancelledError
-from chromium import environment_of
+from chromium import environment_of, find_chromium
 from page_server import PageServer
 from playwright.sync_api import expect, sync_playwright
 from terminal import Terminal
 
-from benchmarks.report import ROOT, Report, Samples, Table
+from benchmarks.report import Report, Samples, Table
 from benchmarks.repositories import export_new_checkpoint
 from server import EmbeddedServer
 
@@ -31,8 +31,6 @@ STEPS = 100
 LENGTH_S = 5.12
 SEEN_STEPS = 12
 """Different ones that have to be seen before the cancel."""
-
-CHROMIUM = ROOT / ".venv/chromium/chromium"
 
 
 def require(condition: bool, sentence: str) -> None:
@@ -64,14 +62,6 @@ class Watched:
             self.seen.append((time.perf_counter(), step))
         return len(self.seen) >= SEEN_STEPS
 
-    def now_cancelled(self) -> None:
-        """Note that the cancel is asked for now."""
-        self.cancelled = time.perf_counter()
-
-    def now_told(self) -> None:
-        """Note that the caller knows now."""
-        self.told = time.perf_counter()
-
     @property
     def step_s(self) -> float:
         """Seconds of one step of this generation."""
@@ -88,10 +78,10 @@ def over_http(server: EmbeddedServer, watched: Watched) -> None:
         )
         while not watched.note(job_calls.ask(server, request_id)["step"]):
             time.sleep(0.01)
-        watched.now_cancelled()
+        watched.cancelled = time.perf_counter()
         job_calls.ask(server, request_id, "cancel")
         require("[CANCELLED]" in answer.result(60).error, "the caller must be told")
-        watched.now_told()
+        watched.told = time.perf_counter()
 
 
 def by_asyncio(server: EmbeddedServer, watched: Watched) -> None:
@@ -102,11 +92,11 @@ def by_asyncio(server: EmbeddedServer, watched: Watched) -> None:
             generation = client.submit("a storm", num_inference_steps=STEPS, audio_length_in_s=LENGTH_S)
             while not watched.note((await generation.progress()).step):
                 await asyncio.sleep(0.01)
-            watched.now_cancelled()
+            watched.cancelled = time.perf_counter()
             await generation.cancel()
             with contextlib.suppress(RequestCancelledError):
                 await generation.result()
-            watched.now_told()
+            watched.told = time.perf_counter()
 
     asyncio.run(run())
 
@@ -122,18 +112,21 @@ def by_ctrl_c(server: EmbeddedServer, watched: Watched) -> None:
         while not watched.note(seen):
             terminal.read(0.05)
             seen = max((int(step) for step in re.findall(rf"(\d+)/{STEPS} steps", terminal.text)), default=0)
-        watched.now_cancelled()
+        watched.cancelled = time.perf_counter()
         terminal.press_ctrl_c()
         require(terminal.wait() == 130, "the exit status must be 130")
-        watched.now_told()
+        watched.told = time.perf_counter()
 
 
 @contextlib.contextmanager
 def open_page(server: EmbeddedServer, folder: Path) -> Iterator[Callable[[EmbeddedServer, Watched], None]]:
     """Open the page in Chromium; give what generates there, and cancels with the button."""
+    program = find_chromium()
+    if program is None:
+        raise RuntimeError("no Chromium on this machine: make .venv/chromium/chromium")
     folder.mkdir()
     with PageServer(folder, server.grpc_url) as page, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, env={**environment_of(CHROMIUM)})
+        browser = playwright.chromium.launch(executable_path=program, env={**environment_of(program)})
         tab = browser.new_page()
         tab.goto(page.url)
         values = {"prompt": "a storm", "num_inference_steps": STEPS, "audio_length_in_s": LENGTH_S}
@@ -147,10 +140,10 @@ def open_page(server: EmbeddedServer, folder: Path) -> Iterator[Callable[[Embedd
                 found = re.search(rf"step (\d+) of {STEPS}", tab.locator("#status").inner_text())
                 seen = int(found[1]) if found else 0
                 tab.wait_for_timeout(10)
-            watched.now_cancelled()
+            watched.cancelled = time.perf_counter()
             tab.locator("#cancel").click()
             expect(tab.locator("#status")).to_have_text("cancelled")
-            watched.now_told()
+            watched.told = time.perf_counter()
 
         yield by_button
         browser.close()
@@ -160,8 +153,7 @@ def measure_cancel(server: EmbeddedServer, caller: Callable[[EmbeddedServer, Wat
     """Generate, cancel, and wait until the rows are free."""
     watched = Watched()
     caller(server, watched)
-    while not job_calls.rows_are_free(server):
-        time.sleep(0.005)
+    job_calls.wait_until_rows_are_free(server)
     watched.free = time.perf_counter()
     return watched
 

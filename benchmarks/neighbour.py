@@ -12,15 +12,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.knobs import environment
-from benchmarks.load import Call, Generate, served
+from benchmarks.knobs import Setting, start
+from benchmarks.load import Call, Generate
 from benchmarks.report import Report, Samples, Table
-from benchmarks.repositories import export_new_checkpoint
 
 CALL = Call(0.0, "a dog", 2.56, 20, seed=0)
-SETTINGS: Mapping[str, Mapping[str, str]] = {
-    "`OMP_WAIT_POLICY=PASSIVE`": {"OMP_WAIT_POLICY": "PASSIVE"},
-    **{f"`GOMP_SPINCOUNT={count}`": {"GOMP_SPINCOUNT": str(count)} for count in (1000, 3000, 10_000)},
+SETTINGS = {
+    f"`{name}={value}`": Setting(environment={name: value})
+    for name, value in (
+        ("OMP_WAIT_POLICY", "PASSIVE"),
+        ("GOMP_SPINCOUNT", "1000"),
+        ("GOMP_SPINCOUNT", "3000"),
+        ("GOMP_SPINCOUNT", "10000"),
+    )
 }
 
 
@@ -47,9 +51,9 @@ def measure(servers: Mapping[str, Generate], repeats: int) -> dict[str, Samples]
     seconds: dict[str, list[float]] = {name: [] for name in servers}
     for _ in range(repeats):
         for name, generate in servers.items():
-            start = time.perf_counter()
+            start_s = time.perf_counter()
             generate(CALL)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start_s)
     return {name: Samples(tuple(values), "s") for name, values in seconds.items()}
 
 
@@ -60,11 +64,7 @@ def main() -> None:
     arguments = parser.parse_args()
     report = Report("neighbour", "A busy neighbour, demo size", "python -m benchmarks.neighbour")
     with tempfile.TemporaryDirectory(prefix="neighbour-") as folder, ExitStack() as stack:
-        repository = export_new_checkpoint(Path(folder))
-        servers = {}
-        for name, variables in SETTINGS.items():
-            with environment(variables):
-                servers[name] = served(repository, stack)
+        servers = start(Path(folder), SETTINGS, stack)
         measure(servers, 1)  # warm up
         alone = measure(servers, arguments.repeats)
         with neighbour():

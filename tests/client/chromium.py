@@ -16,6 +16,8 @@ from pathlib import Path
 
 import brotli  # comes with Gradio
 
+INSTALLED = Path(__file__).resolve().parents[2] / ".venv/chromium/chromium"
+"""Where `make` puts it."""
 PACKAGE = "@sparticuz/chromium@153.0.0"
 SHA512 = (
     "8e2196a92bcf31dbb8f8ff538a562a011ef21063c41c8371fa50af13f36a34ef"
@@ -50,6 +52,12 @@ def install(folder: Path) -> Path:
             program.write_bytes(_member(members, "chromium.br"))
             program.chmod(0o755)
     return program
+
+
+def find_chromium() -> Path | None:
+    """Return the program that was installed here, or else the machine's own; None where there is neither."""
+    found = (INSTALLED, *map(shutil.which, ("chromium", "google-chrome")))
+    return next((Path(program) for program in found if program and Path(program).exists()), None)
 
 
 def environment_of(program: Path) -> dict[str, str]:

@@ -8,7 +8,6 @@ import http.client
 import io
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,8 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import soundfile
 from audioldm2_client import AudioLDM2Client, InvalidRequestError
-from chromium import environment_of
-from document_examples import ROOT
+from chromium import environment_of, find_chromium
 from job_calls import rows_are_free, wait_until_rows_are_free
 from page_server import PageServer
 from PIL import Image
@@ -29,18 +27,16 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from server import EmbeddedServer
 
-CHROMIUM = ROOT / ".venv/chromium/chromium"
 TIMEOUT_S = 60
 STEPS = re.compile(r"denoising, step [1-9]\d* of 999")
 
 expect.set_options(timeout=TIMEOUT_S * 1000)
 
 
-def find_chromium() -> Path:
+def require_chromium() -> Path:
     """The program, or why there is none."""
-    for found in (CHROMIUM, *map(shutil.which, ("chromium", "google-chrome"))):
-        if found and Path(found).exists():
-            return Path(found)
+    if program := find_chromium():
+        return program
     reason = "no Chromium on this machine, and `make .venv/chromium/chromium` couldn't get one (it takes npm)"
     if os.environ.get("PAGE_TESTS") == "required":
         pytest.fail(reason)
@@ -50,7 +46,7 @@ def find_chromium() -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Of this module alone: while Playwright is open, no other test could run an event loop in this thread."""
-    program = find_chromium()
+    program = require_chromium()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, env=environment_of(program))
         yield browser
