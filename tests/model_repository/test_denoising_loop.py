@@ -89,7 +89,7 @@ def make_loop(schedulers):
         loop = DenoisingLoop(unet, max_frames, BUCKETS, LoopMetrics(), clock)
 
         def start(request: DenoisingRequest, deadline: float | None = None) -> Job:
-            job = Job(request, schedulers.create(request.scheduler), deadline)
+            job = Job(request, schedulers.create(request.scheduler), deadline, arrived_s=clock())
             loop.admit(job)
             return job
 
@@ -185,15 +185,47 @@ def test_no_forward_is_larger_than_the_budget(make_loop):
     assert (3, 30) in unet.forwards
 
 
-def test_different_lengths_never_share_a_forward_and_take_turns(make_loop):
+def test_different_lengths_never_share_a_forward(make_loop):
     unet = RecordingUNet()
     loop, start = make_loop(unet)
-    start(make_request(frames=16, steps=6))
-    start(make_request(frames=17, steps=6))
+    jobs = [start(make_request(frames=16, steps=6)), start(make_request(frames=17, steps=6))]
+    loop.tick()
+    loop.tick()
+    assert [job.forwards_done for job in jobs] == [1, 1], "each has begun"
     run(loop)
-    lengths = [frames for _, frames in unet.forwards]
-    assert sorted(lengths) == [16] * 6 + [17] * 6
-    assert all(set(lengths[index : index + 3]) == {16, 17} for index in range(len(lengths) - 3))
+    assert sorted(unet.forwards) == [(2, 16)] * 6 + [(2, 17)] * 6
+
+
+def test_the_one_with_less_to_do_goes_first(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    start(make_request(frames=17, steps=20))
+    short = start(make_request(frames=16, steps=10))
+    run(loop, short.future.done)
+    assert unet.forwards.count((2, 17)) <= 2
+
+
+def test_the_one_that_has_waited_longer_goes_first(make_loop):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    first = start(make_request(frames=16, steps=20))
+    run(loop, lambda: first.forwards_done == 10)
+    second = start(make_request(frames=17, steps=10))
+    run(loop, first.future.done)
+    assert 1 <= second.forwards_done <= 5
+
+
+@pytest.mark.parametrize("forwards", [0, 1, 50, 100, 150, 190, 195, 199])
+def test_nobody_falls_further_behind_an_equal_share_than_all_of_its_own_time(make_loop, forwards):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    long = start(make_request(frames=160, steps=200))
+    run(loop, lambda: long.forwards_done == forwards)
+    before = unet.clock.now
+    short = start(make_request(frames=16, steps=40))
+    run(loop, short.future.done)
+    solo, one_forward_of_the_other = 40 * 2, 20
+    assert unet.clock.now - before <= 2 * 2 * solo + 2 * one_forward_of_the_other
 
 
 def test_a_short_request_gets_half_of_the_time_beside_one_ten_times_as_long(make_loop):

@@ -61,6 +61,7 @@ class Job:
         forwards_done: How many of `steps.timesteps` are behind it.
         rows_done: Rows of the present step that have gone through the UNet.
         used_s: Seconds of the UNet's time that it has had, its share of forwards with others.
+        owed_s: Seconds that an equal share of the time since it was admitted would have been.
         conditioning: Set by the loop: of the request's prompts, with guidance negative ones first, one row each.
         tensors: Set by the loop: float32 [waveforms, 2 + memory, channels, frames, bins]: the two noise predictions,
             the latents, and what else the scheduler remembers.
@@ -76,6 +77,7 @@ class Job:
     forwards_done: int = 0
     rows_done: int = 0
     used_s: float = 0.0
+    owed_s: float = 0.0
     conditioning: Conditioning = field(init=False)
     tensors: Tensor = field(init=False)
     _error: DenoisingError | None = None

@@ -14,6 +14,7 @@ from loop_metrics import LoopMetrics
 from row_packing import PackedJobs, RowRange, halve
 from torch import Tensor
 from unet_forward import UNetForward
+from urgency import urgency
 
 
 class DenoisingLoop:
@@ -46,12 +47,11 @@ class DenoisingLoop:
 
     @torch.inference_mode()
     def admit(self, job: Job) -> None:
-        """Let a job take part from the next tick on, with no more claim on the UNet's time than those that run."""
+        """Let a job take part from the next tick on."""
         try:
             job.start(self._unet)
         except Exception as error:
             job.drop(_blame(error))
-        job.used_s = min((other.used_s for other in self.jobs), default=0.0)
         self.jobs.append(job)
         self._packed.pop(job.key, None)
 
@@ -67,8 +67,8 @@ class DenoisingLoop:
             self._leave(job)
         if not self.jobs:
             return self._take_left()
-        # 2. The job that has had the least of the UNet's time takes those of its size along.
-        ranges = self._choose_rows()
+        # 2. The most urgent job takes those of its size along.
+        ranges = self._choose_rows(now)
         packed = self._pack(ranges[0].job.key)
         # 3. One forward.
         self._forward(packed, ranges)
@@ -83,13 +83,13 @@ class DenoisingLoop:
                 self._leave(job)
         return self._take_left()
 
-    def _choose_rows(self) -> tuple[RowRange, ...]:
-        """Return rows of jobs of one size, least served jobs first, as many as fit into a forward; at least one."""
-        by_service = sorted(self.jobs, key=lambda job: job.used_s)
-        key = by_service[0].key
-        room = max(1, self._max_frames // by_service[0].request.latents_shape[2])
+    def _choose_rows(self, now: float) -> tuple[RowRange, ...]:
+        """Return rows of jobs of one size, the most urgent first, as many as fit into a forward; at least one."""
+        by_urgency = sorted(self.jobs, key=lambda job: urgency(job, now), reverse=True)
+        key = by_urgency[0].key
+        room = max(1, self._max_frames // by_urgency[0].request.latents_shape[2])
         chosen = {}
-        for job in by_service:
+        for job in by_urgency:
             if job.key == key and room:
                 stop = min(job.request.num_rows, job.rows_done + room)
                 chosen[job] = RowRange(job, job.rows_done, stop)
@@ -128,6 +128,8 @@ class DenoisingLoop:
         return self._clock()
 
     def _account(self, ranges: tuple[RowRange, ...], seconds: float, steps: int) -> None:
+        for job in self.jobs:
+            job.owed_s += seconds / len(self.jobs)
         rows_of_all = sum(map(len, ranges))
         for rows in ranges:
             rows.job.used_s += seconds * len(rows) / rows_of_all

@@ -1,0 +1,29 @@
+"""Whose turn it is.
+
+The highest response ratio goes first (P. Brinch Hansen, "Short-term scheduling in multiprogramming systems", 1971): the
+time since a request came, over the UNet's time that it still needs. Short requests go before long ones, long ones wait
+the less the longer they have waited, and what is nearly done gets out of the way. Nobody falls far behind an equal share.
+"""
+
+import math
+
+from denoising_job import Job
+
+
+def urgency(job: Job, now: float) -> tuple[bool, float]:
+    """Return what jobs are compared by; the greatest goes first.
+
+    Returns:
+        Whether it is further behind an equal share of the time than all of its own denoising takes, which therefore ends
+        within 2 x its share whatever others do; and its response ratio, infinite before its first forward.
+    """
+    needed_s = _estimated_s(job)
+    remaining_s = needed_s - job.used_s
+    ratio = (now - job.arrived_s) / remaining_s if remaining_s > 0 else math.inf
+    return job.owed_s - job.used_s > needed_s, ratio
+
+
+def _estimated_s(job: Job) -> float:
+    """Return the UNet's time for all of a job, from what it has had so far; 0 before its first forward."""
+    done = job.forwards_done + job.rows_done / job.request.num_rows
+    return job.used_s * job.num_forwards / done if done else 0.0
