@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from denoising_request import NUM_BINS, UNetSizes
 from diffusers import AudioLDM2UNet2DConditionModel
+from distinct_rows import DistinctRows
 from onednn_linear import use_onednn_linear
 from safetensors import safe_open
 from text_conditioning import MASK_OF_PADDING, Conditioning, TextProjection
 from torch import Tensor
+from transposed_upsampling import use_transposed_upsampling
 
 NUM_VECTORS = 8
 """Of GPT-2's, as all checkpoints have them: for shapes that are prepared beforehand."""
@@ -69,8 +71,12 @@ class UNetForward:
         unet.eval().requires_grad_(False)
         self._projection = TextProjection(unet).to(device)
         self._unet = unet.to(device, memory_format=torch.channels_last)
-        if device.type == "cpu" and self.dtype == torch.float32:
-            use_onednn_linear(self._unet)
+        self._distinct_rows: DistinctRows | None = None
+        if device.type == "cpu":
+            self._distinct_rows = DistinctRows(self._unet)
+            use_transposed_upsampling(self._unet)
+            if self.dtype == torch.float32:
+                use_onednn_linear(self._unet)
         self.sizes = UNetSizes(
             num_channels=unet.config.in_channels,
             generated_width=self._projection.generated.in_features,
@@ -109,7 +115,7 @@ class UNetForward:
             float32 [rows, channels, frames, bins].
         """
         shape = self._fitting_shape(latents, conditioning)
-        forward = self._fixed[shape] if shape else self._eager
+        forward = self._fixed[shape] if shape else self._eager_on_distinct_rows
         return forward(latents, timesteps, conditioning).float()
 
     def prepare(self, preparation: Preparation) -> Iterator[tuple[FixedShape, float]]:
@@ -128,6 +134,15 @@ class UNetForward:
             with torch.inference_mode():
                 self._fixed[shape] = FixedShapeForward(function, *inputs, capture=capture)
             yield shape, time.perf_counter() - start
+
+    def _eager_on_distinct_rows(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        if self._distinct_rows is None:
+            return self._eager(latents, timesteps, conditioning)
+        self._distinct_rows.find(latents, timesteps)
+        try:
+            return self._eager(latents, timesteps, conditioning)
+        finally:
+            self._distinct_rows.forget()
 
     def _eager(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self._unet(

@@ -1,8 +1,8 @@
-"""Whose turn it is.
+"""Whose turn it is: the highest response ratio's.
 
-The highest response ratio goes first (P. Brinch Hansen, "Short-term scheduling in multiprogramming systems", 1971): the
-time since a request came, over the UNet's time that it still needs. Short requests go before long ones, long ones wait
-the less the longer they have waited, and what is nearly done gets out of the way. Nobody falls far behind an equal share.
+That is the time since a request came, over the UNet's time that it still needs (P. Brinch Hansen, "Short-term
+scheduling in multiprogramming systems", 1971). Short requests go before long ones, long ones wait the less the longer
+they have waited, and what is nearly done gets out of the way. Nobody falls far behind an equal share of the time.
 """
 
 import math
@@ -14,8 +14,9 @@ def urgency(job: Job, now: float) -> tuple[bool, float]:
     """Return what jobs are compared by; the greatest goes first.
 
     Returns:
-        Whether it is further behind an equal share of the time than all of its own denoising takes, which therefore ends
-        within 2 x its share whatever others do; and its response ratio, infinite before its first forward.
+        Whether an equal share of the time would have given it more than it has had, by all that it needs: then it goes
+        first, so that among n it ends within 2 n times its own time. And its response ratio, infinite before its first
+        forward.
     """
     needed_s = _estimated_s(job)
     remaining_s = needed_s - job.used_s
