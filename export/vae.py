@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from export.onnx_stage import OnnxStage
+from export.phased_upsampling import PhasedUpsample2D
 from export.row_loop import row_by_row
 
 QUERY_GROUP = 1024
@@ -70,6 +71,9 @@ def vae_stage(checkpoint: Checkpoint) -> OnnxStage:
     """Load the VAE of `checkpoint` and describe its export."""
     vae, reference = checkpoint.load("vae"), checkpoint.load("vae")
     vae.set_attn_processor(GroupedQueryAttnProcessor())
+    for block in vae.decoder.up_blocks:
+        if block.upsamplers:
+            block.upsamplers = nn.ModuleList(PhasedUpsample2D(upsampling) for upsampling in block.upsamplers)
     bins = checkpoint.load("vocoder").config.model_in_dim // 2 ** (len(vae.config.block_out_channels) - 1)
     torch.manual_seed(0)
     return OnnxStage(
