@@ -25,7 +25,7 @@ class PhasedUpsample2D(nn.Module):
         self.bias = upsampling.conv.bias
         self.weights = nn.ParameterList(_fold(_fold(weight, 2, row), 3, column) for row, column in PHASES)
 
-    def forward(self, hidden_states: Tensor, _: None = None) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """Return float32 [rows, channels, 2 height, 2 width] from [rows, channels, height, width]."""
         outputs = []
         for (row, column), weight in zip(PHASES, self.weights, strict=True):

@@ -5,6 +5,7 @@ text; diffusers computes the layers before it for both.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,22 +26,22 @@ class DistinctRows:
         for layer in _layers_before_text(unet):
             layer.forward = self._once(layer.forward)
 
-    def find(self, latents: Tensor, timesteps: Tensor) -> None:
-        """Compare the rows of the next forward, bit by bit.
+    @contextmanager
+    def shared(self, latents: Tensor, timesteps: Tensor) -> Iterator[None]:
+        """Share what equal neighbours have in common, in the forward that is done meanwhile.
 
         Args:
-            latents: [rows, channels, frames, bins].
+            latents: [rows, channels, frames, bins], compared bit by bit.
             timesteps: [rows].
         """
         is_new = torch.ones(len(latents), dtype=torch.bool, device=latents.device)
         is_new[1:] = (latents[1:] != latents[:-1]).flatten(1).any(1) | (timesteps[1:] != timesteps[:-1])
-        self.forget()
         if not is_new.all():
             self._distinct, self._copies = is_new.nonzero()[:, 0], is_new.cumsum(0) - 1
-
-    def forget(self) -> None:
-        """Take all rows of the next forward for different."""
-        self._distinct = self._copies = None
+        try:
+            yield
+        finally:
+            self._distinct = self._copies = None
 
     def _once(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def on_distinct_rows(*inputs: Any, **named: Any) -> Any:

@@ -138,11 +138,8 @@ class UNetForward:
     def _eager_on_distinct_rows(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         if self._distinct_rows is None:
             return self._eager(latents, timesteps, conditioning)
-        self._distinct_rows.find(latents, timesteps)
-        try:
+        with self._distinct_rows.shared(latents, timesteps):
             return self._eager(latents, timesteps, conditioning)
-        finally:
-            self._distinct_rows.forget()
 
     def _eager(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         return self._unet(
