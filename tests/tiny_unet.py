@@ -74,6 +74,25 @@ def make_request(
 
 
 @torch.inference_mode()
+def reference_noise(
+    unet: AudioLDM2UNet2DConditionModel,
+    latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    generated: torch.Tensor,
+    prompt: torch.Tensor,
+    mask: torch.Tensor,
+) -> torch.Tensor:
+    """Return the noise that diffusers' UNet predicts."""
+    return unet(
+        latents,
+        timesteps,
+        encoder_hidden_states=generated,
+        encoder_hidden_states_1=prompt,
+        encoder_attention_mask_1=mask,
+    ).sample
+
+
+@torch.inference_mode()
 def reference_latents(unet: AudioLDM2UNet2DConditionModel, request: DenoisingRequest) -> torch.Tensor:
     """Return what diffusers makes of `request`: the loop of AudioLDM2Pipeline, with its UNet and scheduler classes."""
     wanted = request.scheduler
@@ -90,13 +109,9 @@ def reference_latents(unet: AudioLDM2UNet2DConditionModel, request: DenoisingReq
     options = {k: v for k, v in {"generator": generator, "eta": wanted.eta}.items() if k in known}
     for timestep in scheduler.timesteps:
         sample = torch.cat([latents] * 2) if request.do_classifier_free_guidance else latents
-        noise_pred = unet(
-            scheduler.scale_model_input(sample, timestep),
-            timestep,
-            encoder_hidden_states=generated,
-            encoder_hidden_states_1=prompt,
-            encoder_attention_mask_1=mask,
-        ).sample
+        noise_pred = reference_noise(
+            unet, scheduler.scale_model_input(sample, timestep), timestep, generated, prompt, mask
+        )
         if request.do_classifier_free_guidance:
             unconditional, with_prompt = noise_pred.chunk(2)
             noise_pred = unconditional + request.guidance_scale * (with_prompt - unconditional)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from distinct_rows import DistinctRows
-from tiny_unet import CPU, GENERATED_WIDTH, PROMPT_WIDTH, make_unet, relative_rms
+from tiny_unet import CPU, GENERATED_WIDTH, PROMPT_WIDTH, make_unet, reference_noise, relative_rms
 from unet_forward import UNetForward
 
 TOLERANCE = 1e-5
@@ -49,17 +49,6 @@ def rows_of(kinds: str) -> tuple[torch.Tensor, torch.Tensor]:
     )
 
 
-@torch.inference_mode()
-def reference(latents, timesteps, generated, prompt, mask) -> torch.Tensor:
-    return make_unet()(
-        latents,
-        timesteps,
-        encoder_hidden_states=generated,
-        encoder_hidden_states_1=prompt,
-        encoder_attention_mask_1=mask,
-    ).sample
-
-
 @pytest.mark.parametrize(
     ("kinds", "distinct"),
     [("a", 1), ("aa", 1), ("ab", 2), ("aA", 2), ("aabb", 2), ("abb", 2), ("aab", 2), ("aabBc", 4), ("aba", 3)],
@@ -73,7 +62,7 @@ def test_equal_neighbours_are_computed_once_and_give_what_diffusers_gives(kinds,
     output = forward(latents, timesteps, forward.project(*conditioning))
     assert [rows.of[name] for name in FIRST_LAYERS] == [distinct] * len(FIRST_LAYERS)
     assert rows.of[WITH_TEXT] == len(kinds)
-    assert relative_rms(output, reference(latents, timesteps, *conditioning)) <= TOLERANCE
+    assert relative_rms(output, reference_noise(make_unet(), latents, timesteps, *conditioning)) <= TOLERANCE
 
 
 def test_one_forward_knows_nothing_of_the_one_before():
@@ -83,7 +72,7 @@ def test_one_forward_knows_nothing_of_the_one_before():
         latents, timesteps = rows_of(kinds)
         conditioning = text(len(kinds))
         output = forward(latents, timesteps, forward.project(*conditioning))
-        assert relative_rms(output, reference(latents, timesteps, *conditioning)) <= TOLERANCE
+        assert relative_rms(output, reference_noise(make_unet(), latents, timesteps, *conditioning)) <= TOLERANCE
 
 
 def test_a_forward_that_fails_leaves_nothing_for_the_next():
@@ -94,7 +83,7 @@ def test_a_forward_that_fails_leaves_nothing_for_the_next():
         forward(latents[:, :7], timesteps, forward.project(*text(2)))
     latents, timesteps = rows_of("abc")
     output = forward._eager(latents, timesteps, forward.project(*text(3)))
-    assert relative_rms(output, reference(latents, timesteps, *text(3))) <= TOLERANCE
+    assert relative_rms(output, reference_noise(make_unet(), latents, timesteps, *text(3))) <= TOLERANCE
 
 
 def test_rows_that_are_not_numbers_are_not_equal():

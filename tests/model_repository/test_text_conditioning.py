@@ -3,7 +3,7 @@
 import pytest
 import torch
 from text_conditioning import TextProjection, concatenate
-from tiny_unet import CPU, make_forward, make_unet, relative_rms
+from tiny_unet import CPU, make_forward, make_unet, reference_noise, relative_rms
 from unet_forward import UNetForward
 
 TOLERANCE = 1e-5
@@ -40,14 +40,8 @@ def row_errors(actual: torch.Tensor, expected: torch.Tensor) -> list[float]:
     return [relative_rms(a, e) for a, e in zip(actual, expected, strict=True)]
 
 
-@torch.inference_mode()
 def raw_output(unet, generated, prompt, mask):
-    return unet(
-        *random_latents(len(prompt)),
-        encoder_hidden_states=generated,
-        encoder_hidden_states_1=prompt,
-        encoder_attention_mask_1=mask,
-    ).sample
+    return reference_noise(unet, *random_latents(len(prompt)), generated, prompt, mask)
 
 
 @pytest.mark.parametrize("changes", UNETS.values(), ids=UNETS.keys())
