@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from audioldm2_client import (
@@ -14,6 +15,7 @@ from audioldm2_client import (
     RequestCancelledError,
     ServerUnreachableError,
 )
+from audioldm2_client._transport import GrpcTransport, HttpTransport
 from tiny_repository import wait_until
 
 LONG = 1000  # steps: far more than any test waits for
@@ -199,6 +201,27 @@ def test_closed_client_says_so_also_through_its_handles(url):
     assert generation.result() is result
     with pytest.raises(RuntimeError, match="client is closed"):
         generation.progress()
+
+
+def test_generate_leaves_the_network_to_other_threads(stepping, monkeypatch):
+    """In the caller's thread Ctrl-C could be raised, and lost, in a callback of the HTTP client's event loop."""
+    asking = set()
+    for transport in (GrpcTransport, HttpTransport):
+        monkeypatch.setattr(transport, "infer", recording_threads(transport.infer, asking))
+    seen: list[Progress] = []
+    stepping.generate("a dog", num_inference_steps=60, on_progress=seen.append)
+    assert seen
+    assert len(asking) == 2  # one for the generation, one for its progress
+    assert threading.current_thread() not in asking
+    wait_until(lambda: not any(thread.is_alive() for thread in asking), 5, "the threads end")
+
+
+def recording_threads(function, threads):
+    def record(*arguments):
+        threads.add(threading.current_thread())
+        return function(*arguments)
+
+    return record
 
 
 INTERRUPTED = """

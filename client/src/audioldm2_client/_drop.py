@@ -46,6 +46,7 @@ class Drop:
             self._event.set()
             if self._action is not None:
                 self._action()
+                self._action = None
 
     @contextmanager
     def ends(self, action: Callable[[], object]) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """A generation that runs in a thread of its own, and what a caller can do with it."""
 
 import concurrent.futures
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -139,18 +140,48 @@ class Generation:
             concurrent.futures.wait([self._future])
 
     def watch(self, callback: ProgressCallback | None) -> None:
-        """Tell the callback about every change until the generation is over, or there is nothing to be told."""
-        watch = ProgressWatch(callback)
-        while watch.wanted and not concurrent.futures.wait([self._future], POLL_INTERVAL_S).done:
-            try:
-                progress = self._ask(WATCH_TIMEOUT_S)
-            except AudioLDM2Error as error:
-                watch.failed(error)
-            else:
-                watch.tell(progress)
+        """Tell the callback about every change until the generation is over, or there is nothing to be told.
 
-    def _ask(self, timeout_s: float) -> Progress:
-        return drive(jobs_flow(self._request, self._address, "status", timeout_s), self._transports)
+        The server is asked in another thread. Ctrl-C is raised in the main one, at any instruction: in the callback of
+        an event loop or in a destructor it would be lost.
+        """
+        watch = ProgressWatch(callback)
+        if not watch.wanted:
+            return
+        answers: queue.SimpleQueue[Progress | Exception | None] = queue.SimpleQueue()
+        drop = Drop()
+        self._future.add_done_callback(lambda _: drop.request())
+        asking = threading.Thread(target=self._keep_asking, args=(answers.put, drop), daemon=True)
+        asking.start()
+        try:
+            while watch.wanted and (answer := answers.get()) is not None:
+                if isinstance(answer, Progress):
+                    watch.tell(answer)
+                elif isinstance(answer, AudioLDM2Error):
+                    watch.failed(answer)
+                else:
+                    raise answer
+        finally:
+            drop.request()
+            asking.join()
+
+    def _keep_asking(self, tell: Callable[[Progress | Exception | None], object], drop: Drop) -> None:
+        """Tell every answer, until dropped; then None."""
+        try:
+            while True:
+                drop.sleep(POLL_INTERVAL_S)
+                try:
+                    tell(self._ask(WATCH_TIMEOUT_S, drop))
+                except Dropped:
+                    raise
+                except Exception as error:
+                    tell(error)
+        except Dropped:
+            self._release_thread()
+            tell(None)
+
+    def _ask(self, timeout_s: float, drop: Drop | None = None) -> Progress:
+        return drive(jobs_flow(self._request, self._address, "status", timeout_s), self._transports, drop)
 
     def _run(self, flow: Flow[Any]) -> None:
         failure: BaseException | None = None
