@@ -119,14 +119,13 @@ def by_ctrl_c(server: EmbeddedServer, watched: Watched) -> None:
 
 
 @contextlib.contextmanager
-def open_page(server: EmbeddedServer, folder: Path) -> Iterator[Callable[[EmbeddedServer, Watched], None]]:
+def open_page(
+    server: EmbeddedServer, folder: Path, chromium: Path
+) -> Iterator[Callable[[EmbeddedServer, Watched], None]]:
     """Open the page in Chromium; give what generates there, and cancels with the button."""
-    program = find_chromium()
-    if program is None:
-        raise RuntimeError("no Chromium on this machine: make .venv/chromium/chromium")
     folder.mkdir()
     with PageServer(folder, server.grpc_url) as page, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, env={**environment_of(program)})
+        browser = playwright.chromium.launch(executable_path=chromium, env={**environment_of(chromium)})
         tab = browser.new_page()
         tab.goto(page.url)
         values = {"prompt": "a storm", "num_inference_steps": STEPS, "audio_length_in_s": LENGTH_S}
@@ -174,6 +173,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
+    if (chromium := find_chromium()) is None:
+        parser.error("no Chromium on this machine: make .venv/chromium/chromium")
     report = Report("cancel", "Cancelling", "python -m benchmarks.cancel")
     with (
         tempfile.TemporaryDirectory(prefix="cancel-") as name,
@@ -188,7 +189,7 @@ def main() -> None:
             title: [measure_cancel(server, caller) for _ in range(arguments.repeats)]
             for title, caller in callers.items()
         }
-        with open_page(server, Path(name) / "page") as by_button:  # no other event loop can run beside it
+        with open_page(server, Path(name) / "page", chromium) as by_button:  # no other event loop can run beside it
             runs["the page's button"] = [measure_cancel(server, by_button) for _ in range(arguments.repeats)]
     report.measurements.update({title: [vars(run) for run in all_runs] for title, all_runs in runs.items()})
     report.add(
