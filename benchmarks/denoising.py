@@ -1,6 +1,6 @@
 """Continuous batching: what it gives, on the demo checkpoint and on a UNet whose overhead dominates.
 
-`python -m benchmarks.denoising --checkpoint .demo/checkpoint`; about ten minutes, most of it for 4 x 150 s.
+`python -m benchmarks.denoising`; about ten minutes, most of it for 4 x 150 s.
 """
 
 import argparse
@@ -25,7 +25,8 @@ from scheduler_steps import SchedulerRequest, SchedulerSteps
 from tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
 from unet_forward import UNetForward
 
-from benchmarks.report import ROOT, Report, Samples, Table
+from benchmarks.report import Report, Samples, Table
+from export.demo import write_checkpoint
 from export.demo_unet import LATENT_FRAMES_PER_S
 from server import EmbeddedServer
 
@@ -255,17 +256,18 @@ def _memory_mib(field: str) -> float:
 def main() -> None:
     """Measure everything, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, default=ROOT / ".demo/checkpoint", help="in diffusers' layout")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     report = Report("denoising", "Continuous batching", "python -m benchmarks.denoising")
     measure_throughput(report, arguments.repeats)
     measure_overload(report)
-    engine = Engine(arguments.checkpoint)
-    measure_company(engine, report)
-    measure_fairness(engine, report, arguments.repeats)
-    measure_memory(engine, report)
-    engine.close()
+    with tempfile.TemporaryDirectory(prefix="denoising-") as name:
+        write_checkpoint(Path(name) / "checkpoint")
+        engine = Engine(Path(name) / "checkpoint")
+        measure_company(engine, report)
+        measure_fairness(engine, report, arguments.repeats)
+        measure_memory(engine, report)
+        engine.close()
     report.save()
 
 
