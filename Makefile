@@ -41,11 +41,11 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 test: $(INSTALLED) $(CHROMIUM) ## Run the whole test suite
 	$(BIN)/python -m pytest
 
-bench: $(INSTALLED) $(CHROMIUM) .demo/checkpoint/model_index.json ## Measure, and write docs/benchmarks.md (two hours)
+bench: $(INSTALLED) $(CHROMIUM) ## Measure, and write docs/benchmarks.md (two hours)
 	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32
 	$(BIN)/python -m benchmarks.latency --size full
 	$(BIN)/python -m benchmarks.load
-	$(BIN)/python -m benchmarks.load --requests 64 --long
+	$(BIN)/python -m benchmarks.load --requests 128 --long
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.cache
