@@ -145,38 +145,35 @@ class Generation:
         The server is asked in another thread. Ctrl-C is raised in the main one, at any instruction: in the callback of
         an event loop or in a destructor it would be lost.
         """
-        watch = ProgressWatch(callback)
-        if not watch.wanted:
+        if callback is None:
             return
-        answers: queue.SimpleQueue[Progress | Exception | None] = queue.SimpleQueue()
+        news: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
         drop = Drop()
         self._future.add_done_callback(lambda _: drop.request())
-        asking = threading.Thread(target=self._keep_asking, args=(answers.put, drop), daemon=True)
-        asking.start()
-        try:
-            while watch.wanted and (answer := answers.get()) is not None:
-                if isinstance(answer, Progress):
-                    watch.tell(answer)
-                elif isinstance(answer, AudioLDM2Error):
-                    watch.failed(answer)
-                else:
-                    raise answer
-        finally:
-            drop.request()
-            asking.join()
+        with concurrent.futures.ThreadPoolExecutor(1) as executor:
+            asking = executor.submit(self._keep_asking, news.put, drop)
+            try:
+                while (progress := news.get()) is not None:
+                    callback(progress)
+            finally:
+                drop.request()
+            asking.result()
 
-    def _keep_asking(self, tell: Callable[[Progress | Exception | None], object], drop: Drop) -> None:
-        """Tell every answer, until dropped; then None."""
+    def _keep_asking(self, tell: Callable[[Progress | None], object], drop: Drop) -> None:
+        """Tell every change until dropped, or until there is nothing to be told; then None."""
+        watch = ProgressWatch(tell)
         try:
-            while True:
+            while watch.wanted:
                 drop.sleep(POLL_INTERVAL_S)
                 try:
-                    tell(self._ask(WATCH_TIMEOUT_S, drop))
-                except Dropped:
-                    raise
-                except Exception as error:
-                    tell(error)
+                    progress = self._ask(WATCH_TIMEOUT_S, drop)
+                except AudioLDM2Error as error:
+                    watch.failed(error)
+                else:
+                    watch.tell(progress)
         except Dropped:
+            pass
+        finally:
             self._release_thread()
             tell(None)
 
