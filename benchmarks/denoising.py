@@ -9,9 +9,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -26,6 +25,7 @@ from scheduler_steps import SchedulerRequest, SchedulerSteps
 from tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
 from unet_forward import UNetForward
 
+from benchmarks.new_process import in_new_process
 from benchmarks.report import Report, Samples, Table
 from export.demo import write_checkpoint
 from export.demo_unet import LATENT_FRAMES_PER_S
@@ -263,9 +263,7 @@ def main() -> None:
     measure_throughput(report, arguments.repeats)
     measure_overload(report)
     with tempfile.TemporaryDirectory(prefix="denoising-") as name:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            # Not in this process: PyTorch's threads would serve the main thread, and the engine's get a second set.
-            process.submit(write_checkpoint, Path(name) / "checkpoint").result()
+        in_new_process(write_checkpoint, Path(name) / "checkpoint")
         engine = Engine(Path(name) / "checkpoint")
         measure_company(engine, report)
         measure_fairness(engine, report, arguments.repeats)

@@ -8,9 +8,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 
 import torch
 from denoising_engine import DenoisingEngine
@@ -25,6 +23,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import FixedShape, Preparation, UNetForward
 
+from benchmarks.new_process import in_new_process
 from benchmarks.report import Report, Samples, Table, measure
 from export.demo_unet import LATENT_FRAMES_PER_S, UNET_WIDTHS, make_unet, scheduler_config
 
@@ -163,7 +162,7 @@ def measure_loop(bench: Bench, preparation: Preparation, steps: int, request_cou
     rows = []
     eager = one = 0.0
     for name, (requests, way) in ways.items():
-        samples = _in_new_process(way)
+        samples = in_new_process(way)
         eager = eager or samples.median
         one = one or (samples.median if name.startswith("this") else 0.0)
         report.measurements[f"loop, {name.strip()}, {requests} requests"] = samples.values
@@ -177,11 +176,6 @@ def measure_loop(bench: Bench, preparation: Preparation, steps: int, request_cou
             tuple(rows),
         )
     )
-
-
-def _in_new_process(function: Callable[[], Samples]) -> Samples:
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(function).result()
 
 
 def _time_diffusers_loop(bench: Bench, dtype: torch.dtype, steps: int) -> Samples:
