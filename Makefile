@@ -89,5 +89,5 @@ $(INSTALLED): requirements/*.txt client/pyproject.toml
 	@rm -f $(VENV)/.installed-* && touch $@
 
 # Where it can't be had, the tests of the page are skipped, and say so.
-$(CHROMIUM): tests/client/chromium.py | $(INSTALLED)
-	-$(BIN)/python tests/client/chromium.py $(@D)
+$(CHROMIUM): tests/helpers/chromium.py | $(INSTALLED)
+	-$(BIN)/python tests/helpers/chromium.py $(@D)

@@ -16,16 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import job_calls
 from audioldm2_client import AsyncAudioLDM2Client, RequestCancelledError
-from chromium import environment_of, find_chromium
-from page_server import PageServer
 from playwright.sync_api import expect, sync_playwright
-from terminal import Terminal
 
 from benchmarks.report import Report, Samples, Table
 from benchmarks.repositories import export_new_checkpoint
 from server import EmbeddedServer
+from tests.helpers import job_calls
+from tests.helpers.chromium import environment_of, find_chromium
+from tests.helpers.page_server import PageServer
+from tests.helpers.terminal import Terminal
 
 STEPS = 100
 LENGTH_S = 5.12

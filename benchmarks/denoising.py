@@ -22,7 +22,6 @@ from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerRequest, SchedulerSteps
-from tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
 from unet_forward import UNetForward
 
 from benchmarks.new_process import in_new_process
@@ -30,6 +29,7 @@ from benchmarks.report import Report, Samples, Table
 from export.demo import write_checkpoint
 from export.demo_unet import LATENT_FRAMES_PER_S
 from server import EmbeddedServer
+from tests.helpers.tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
 
 CPU = torch.device("cpu")
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from triton_configs import INPUT_TYPES
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
+from tests.helpers.triton_configs import INPUT_TYPES
 
 GOOD = {"prompt": ["a dog"], "num_inference_steps": [1], "audio_length_in_s": [0.04], "seed": [7]}
 NUM_SAMPLES = 640

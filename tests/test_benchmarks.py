@@ -8,12 +8,12 @@ import time
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from triton_configs import REPOSITORY, read_configs
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from benchmarks.load import draw_calls, run_open_loop
 from benchmarks.process_memory import TreeMemory
 from benchmarks.repositories import copy_with, instances, parameter
+from tests.helpers.triton_configs import REPOSITORY, read_configs
 
 
 def parsed(folder) -> ModelConfig:

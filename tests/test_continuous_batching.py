@@ -10,15 +10,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_repository
 import torch
 import tritonclient.grpc
 from audioldm2_client import AudioLDM2Client
-from parity_cases import relative_rms_error
-from tiny_unet import make_request, make_unet, reference_latents, relative_rms, unet_inputs, write_unet_repository
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
+from tests.helpers import tiny_repository
+from tests.helpers.parity_cases import relative_rms_error
+from tests.helpers.tiny_unet import (
+    make_request,
+    make_unet,
+    reference_latents,
+    relative_rms,
+    unet_inputs,
+    write_unet_repository,
+)
 
 TIMEOUT_S = 60.0
 

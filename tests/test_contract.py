@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
-from triton_configs import INPUT_TYPES
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
+from tests.helpers.triton_configs import INPUT_TYPES
 
 SHORT = {"num_inference_steps": [2], "audio_length_in_s": [0.64]}
 

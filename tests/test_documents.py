@@ -2,10 +2,9 @@
 
 import json
 
-from parity_cases import CASES, TOLERANCE
-
 from benchmarks import report
 from benchmarks.parity import DOCUMENT, RESULTS, with_table
+from tests.helpers.parity_cases import CASES, TOLERANCE
 
 
 def test_the_parity_table_is_generated_from_what_was_measured():

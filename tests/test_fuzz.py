@@ -16,10 +16,10 @@ import tritonclient.grpc
 import tritonclient.http
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from triton_configs import INPUT_TYPES
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
+from tests.helpers.triton_configs import INPUT_TYPES
 
 CASES_PER_PROTOCOL = 110  # each is sent twice
 MAX_GROWTH_IN_MB = 40.0  # up to 20 were measured in a new server, 1 later; the last test is finer

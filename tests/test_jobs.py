@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny_repository
 import tritonclient.grpc
 from audioldm2_client import AudioLDM2Client
 from job_board import JobBoard
-from job_calls import (
+from job_folder import folder_of
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
+
+from server import EmbeddedServer
+from tests.helpers import tiny_repository
+from tests.helpers.job_calls import (
     TIMEOUT_S,
     Answer,
     ask,
@@ -24,11 +28,7 @@ from job_calls import (
     wait_for_state,
     wait_until_rows_are_free,
 )
-from job_folder import folder_of
-from parity_cases import relative_rms_error
-from tritonclient.utils import InferenceServerException, np_to_triton_dtype
-
-from server import EmbeddedServer
+from tests.helpers.parity_cases import relative_rms_error
 
 UNKNOWN = {"state": "unknown", "step": 0, "total_steps": 0, "requests_ahead": 0}
 OVER = ("done", "failed", "cancelled")

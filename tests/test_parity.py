@@ -3,16 +3,16 @@
 With `--parity-report FILE`, the errors that were measured are written there (`make parity`).
 """
 
-import job_calls
 import numpy as np
 import pytest
 from audioldm2_client import AudioLDM2Client
-from parity_cases import CASES, SHORT, TOLERANCE, ParityCase, reference_audio, relative_rms_error
 
 from export.checkpoint import Checkpoint
 from export.demo import WIDTHS, write_checkpoint
 from export.repository import export_checkpoint
 from server import EmbeddedServer
+from tests.helpers import job_calls
+from tests.helpers.parity_cases import CASES, SHORT, TOLERANCE, ParityCase, reference_audio, relative_rms_error
 
 FAR = 10 * TOLERANCE
 """What is meant to be different is at least this far away."""

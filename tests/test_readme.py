@@ -1,7 +1,8 @@
 """The examples in the READMEs, run as they stand against a real server (on other ports)."""
 
 import pytest
-from document_examples import blocks, commands, places_of, run_commands, run_python
+
+from tests.helpers.document_examples import blocks, commands, places_of, run_commands, run_python
 
 READMES = ("README.md", "client/README.md")
 PYTHON = [code for readme in READMES for code in blocks(readme, "python")]

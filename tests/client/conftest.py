@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton
 from audioldm2_client import AudioLDM2Client, Progress
-from tls_server import TlsProxy, guarding_arguments, make_certificates
 
 from server import EmbeddedServer
+from tests.helpers.tls_server import TlsProxy, guarding_arguments, make_certificates
 
 TOY_REPOSITORY = Path(__file__).parent / "toy_repository"
 

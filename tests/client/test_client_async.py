@@ -22,7 +22,8 @@ from audioldm2_client import (
     ServerUnreachableError,
     _transport,
 )
-from tiny_repository import taken_port
+
+from tests.helpers.tiny_repository import taken_port
 
 LONG = 1000
 

@@ -22,9 +22,9 @@ from audioldm2_client import (
 from audioldm2_client._batch import Outage, ServerGoneError, may_pass, run_batch
 from audioldm2_client._cli import main
 from audioldm2_client._prompts_file import read_prompts
-from tiny_repository import wait_until
 
 from server import EmbeddedServer
+from tests.helpers.tiny_repository import wait_until
 
 
 def command(url: str, prompts: Path, folder: Path, *more: str) -> list[str]:

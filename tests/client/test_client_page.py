@@ -19,13 +19,13 @@ from urllib.parse import urlsplit
 import pytest
 import soundfile
 from audioldm2_client import AudioLDM2Client, InvalidRequestError
-from chromium import environment_of, find_chromium
-from job_calls import rows_are_free, wait_until_rows_are_free
-from page_server import PageServer
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from server import EmbeddedServer
+from tests.helpers.chromium import environment_of, find_chromium
+from tests.helpers.job_calls import rows_are_free, wait_until_rows_are_free
+from tests.helpers.page_server import PageServer
 
 TIMEOUT_S = 60
 STEPS = re.compile(r"denoising, step [1-9]\d* of 999")

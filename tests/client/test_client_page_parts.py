@@ -16,7 +16,8 @@ from audioldm2_client._ui.form import SCHEDULER_ALIASES, read_options
 from audioldm2_client._ui.guard import LOOPBACK_NAMES, refusal
 from audioldm2_client._ui.session import ClosedSessionError, Sessions
 from audioldm2_client._ui.snippets import Connection, as_curl, as_python
-from document_examples import ROOT
+
+from tests.helpers.document_examples import ROOT
 
 LOCAL = Connection(["localhost:8001"], "audioldm2", 600.0, None, ())
 PAGE = {"host": "127.0.0.1:7860"}

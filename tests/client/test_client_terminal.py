@@ -16,8 +16,9 @@ from audioldm2_client._cli import main
 from audioldm2_client._cli_options import client_settings, make_parser
 from audioldm2_client._progress_bar import GenerationBar
 from PIL import Image
-from terminal import Terminal
-from tiny_repository import wait_until
+
+from tests.helpers.terminal import Terminal
+from tests.helpers.tiny_repository import wait_until
 
 ANNOUNCING = """
 import sys

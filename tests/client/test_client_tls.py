@@ -18,9 +18,9 @@ from audioldm2_client import (
 from audioldm2_client._cli import main
 from audioldm2_client._connection import check_headers
 from audioldm2_client._url import parse_url, parse_urls
-from tls_server import GRPC_HEADER, HTTP_HEADER, KEY, TlsProxy
 
 from server import EmbeddedServer
+from tests.helpers.tls_server import GRPC_HEADER, HTTP_HEADER, KEY, TlsProxy
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import onnx
 import pytest
 from onnx.helper import tensor_dtype_to_np_dtype
-from triton_configs import REPOSITORY, read_configs, signature
 from tritonclient.utils import triton_to_np_dtype
+
+from tests.helpers.triton_configs import REPOSITORY, read_configs, signature
 
 CONFIGS = read_configs()
 ENSEMBLE = CONFIGS["audioldm2"]

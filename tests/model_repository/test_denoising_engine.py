@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import tiny_repository
 import torch
 from denoising_engine import DenoisingEngine
 from denoising_errors import (
@@ -25,7 +24,9 @@ from denoising_request import UNetSizes
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from text_conditioning import Conditioning
-from tiny_unet import (
+
+from tests.helpers import tiny_repository
+from tests.helpers.tiny_unet import (
     CPU,
     GENERATED_WIDTH,
     PROMPT_WIDTH,

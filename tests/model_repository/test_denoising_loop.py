@@ -20,8 +20,17 @@ from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics
 from scheduler_steps import DiffusersSteps
 from text_conditioning import Conditioning
-from tiny_unet import CPU, make_forward, make_request, make_schedulers, make_unet, reference_latents, relative_rms
 from torch import Tensor
+
+from tests.helpers.tiny_unet import (
+    CPU,
+    make_forward,
+    make_request,
+    make_schedulers,
+    make_unet,
+    reference_latents,
+    relative_rms,
+)
 
 TOLERANCE = 1e-5
 BUCKETS = (8, 16, 32)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from distinct_rows import DistinctRows
-from tiny_unet import CPU, GENERATED_WIDTH, PROMPT_WIDTH, make_unet, reference_noise, relative_rms
 from unet_forward import UNetForward
+
+from tests.helpers.tiny_unet import CPU, GENERATED_WIDTH, PROMPT_WIDTH, make_unet, reference_noise, relative_rms
 
 TOLERANCE = 1e-5
 TOKENS = 7

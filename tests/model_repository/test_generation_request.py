@@ -7,7 +7,8 @@ import pytest
 from audio_geometry import AudioGeometry
 from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
 from scheduler_names import ALIASES, SchedulerChoice, SchedulerNames
-from triton_configs import read_configs
+
+from tests.helpers.triton_configs import read_configs
 
 GEOMETRY = AudioGeometry(16_000, 160, 64, 4, 8, 256)
 PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["tokenizer"].parameters).items()}

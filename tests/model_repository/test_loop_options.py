@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from loop_options import LoopOptions
-from triton_configs import read_configs
 from unet_forward import FixedShape, Preparation
+
+from tests.helpers.triton_configs import read_configs
 
 PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["unet"].parameters).items()}
 del PARAMETERS["jobs_model"]  # the adapter's

@@ -4,8 +4,9 @@ import onednn_linear
 import pytest
 import torch
 from onednn_linear import MIN_VALUES, OneDNNLinear, use_onednn_linear
-from tiny_unet import relative_rms
 from torch import nn
+
+from tests.helpers.tiny_unet import relative_rms
 
 TOLERANCE = 1e-6
 FEATURES = 64

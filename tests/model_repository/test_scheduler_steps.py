@@ -13,7 +13,8 @@ from denoising_errors import SchedulerStepsError, UnknownSchedulerError
 from noise_schedulers import NoiseSchedulers
 from scheduler_names import ALIASES
 from scheduler_steps import DiffusersSteps, LinearSteps, SchedulerRequest, Steps
-from tiny_unet import SCHEDULER_CONFIG, make_schedulers, relative_rms
+
+from tests.helpers.tiny_unet import SCHEDULER_CONFIG, make_schedulers, relative_rms
 
 SHAPE = (1, 2, 4, 16)
 SEED = 5

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from text_conditioning import TextProjection, concatenate
-from tiny_unet import CPU, make_forward, make_unet, reference_noise, relative_rms
 from unet_forward import UNetForward
+
+from tests.helpers.tiny_unet import CPU, make_forward, make_unet, reference_noise, relative_rms
 
 TOLERANCE = 1e-5
 PADDING_TOLERANCE = 2e-6

@@ -4,9 +4,10 @@ import pytest
 import torch
 import transposed_upsampling
 from diffusers.models.upsampling import Upsample2D
-from tiny_unet import relative_rms
 from torch import nn
 from transposed_upsampling import MIN_BINS, TransposedUpsample2D, use_transposed_upsampling
+
+from tests.helpers.tiny_unet import relative_rms
 
 TOLERANCE = 1e-6
 CHANNELS, OUT = 6, 5

@@ -7,9 +7,10 @@ import pytest
 import torch
 import unet_forward
 from text_conditioning import Conditioning
-from tiny_unet import CPU, make_forward, make_unet, relative_rms, save_unet
 from torch._dynamo.utils import counters
 from unet_forward import FixedShape, Preparation, UNetForward
+
+from tests.helpers.tiny_unet import CPU, make_forward, make_unet, relative_rms, save_unet
 
 TOLERANCE = 1e-5
 

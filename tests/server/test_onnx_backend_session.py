@@ -5,9 +5,10 @@ import onnx
 import onnx_backend_session
 import onnxruntime
 import pytest
-import tiny_repository as tiny
 from onnx_backend_config import BackendConfig, ConfigError, TensorConfig, parse_config
 from onnx_backend_session import OnnxSession, Request, execution_providers, is_invalid_argument, run_in_batches
+
+from tests.helpers import tiny_repository as tiny
 
 DOUBLE = BackendConfig(
     "model.onnx", 8, (TensorConfig("x", "TYPE_FP32", (3,)),), (TensorConfig("y", "TYPE_FP32", (3,)),)

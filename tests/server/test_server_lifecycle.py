@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_repository as tiny
 
 from server import EmbeddedServer, ServerError
 from server.installation import find_installation
+from tests.helpers import tiny_repository as tiny
 
 END_TIMEOUT_S = 20
 

@@ -1,9 +1,9 @@
 """A model that does not load stops the server, and the reason is a sentence that names the model."""
 
 import pytest
-import tiny_repository as tiny
 
 from server import EmbeddedServer, ServerError
+from tests.helpers import tiny_repository as tiny
 
 FAILING = """
 import triton_python_backend_utils as pb_utils

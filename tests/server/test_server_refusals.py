@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny_repository as tiny
 
 from server import EmbeddedServer, ServerError, checks, installation
+from tests.helpers import tiny_repository as tiny
 
 
 def refusal(repository: Path, **options) -> str:

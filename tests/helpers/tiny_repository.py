@@ -3,9 +3,10 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -17,7 +18,12 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared 
 INSTANCE = "instance_group { count: 1 kind: KIND_AUTO }\n"
 
 
-def graph(nodes, inputs, outputs, initializers=()) -> onnx.ModelProto:
+def graph(
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Mapping[str, tuple[Any, Any]],
+    outputs: Mapping[str, tuple[Any, Any]],
+    initializers: Sequence[onnx.TensorProto] = (),
+) -> onnx.ModelProto:
     """An ONNX model; `inputs` and `outputs` map names to (element type, shape)."""
     return helper.make_model(
         helper.make_graph(

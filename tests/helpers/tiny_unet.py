@@ -12,12 +12,12 @@ from diffusers import AudioLDM2UNet2DConditionModel
 from google.protobuf import text_format
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerRequest, SchedulerSteps
-from triton_configs import REPOSITORY, read_configs
 from tritonclient.grpc import InferInput
 from tritonclient.utils import np_to_triton_dtype
 from unet_forward import UNetForward
 
 from export import demo_unet
+from tests.helpers.triton_configs import REPOSITORY, read_configs
 
 CPU = torch.device("cpu")
 GENERATED_WIDTH, PROMPT_WIDTH = 12, 20

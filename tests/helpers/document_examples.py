@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server import EmbeddedServer
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RUN_ELSEWHERE = ("make ", "pip install ")
 """Commands that install or start things; the demo has tests of its own."""
 

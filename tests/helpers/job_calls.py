@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from triton_configs import INPUT_TYPES
-
 from server import EmbeddedServer
+from tests.helpers.triton_configs import INPUT_TYPES
 
 TIMEOUT_S = 120.0
 

@@ -1,0 +1,1 @@
+"""What several tests share: servers, repositories, checkpoints, the documents' examples, a terminal, a browser."""
