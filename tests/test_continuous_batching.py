@@ -1,9 +1,7 @@
 """Continuous batching over a real Triton: full queues, deadlines, cancellation, shutdown, company."""
 
 import functools
-import queue
 import re
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,44 +21,13 @@ from tests.helpers.tiny_unet import (
     make_unet,
     reference_latents,
     relative_rms,
-    unet_inputs,
     write_unet_repository,
 )
+from tests.helpers.unet_calls import UnetCaller, metric
 
 TIMEOUT_S = 60.0
 
 wait_until = functools.partial(tiny_repository.wait_until, timeout_s=TIMEOUT_S, what="the metrics")
-
-
-def metric(server: EmbeddedServer, name: str, **labels: str) -> float:
-    """Return the value of a metric of the model `unet`, 0 if there is none with these labels."""
-    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics", timeout=TIMEOUT_S) as response:
-        text = response.read().decode()
-    for line in text.splitlines():
-        if line.startswith(f"audioldm2_unet_{name}{{") and all(
-            f'{key}="{value}"' in line for key, value in labels.items()
-        ):
-            return float(line.rsplit(" ", 1)[1])
-    return 0.0
-
-
-class Caller:
-    """Calls the model `unet` over gRPC without waiting, and collects answers in the order of their arrival."""
-
-    def __init__(self, client: tritonclient.grpc.InferenceServerClient) -> None:
-        self._client = client
-        self.answers: queue.Queue[tuple[Any, InferenceServerException | None]] = queue.Queue()
-
-    def call(self, timeout_us: int | None = None, **request: Any) -> Any:
-        return self._client.async_infer(
-            "unet",
-            unet_inputs(make_request(**request)),
-            lambda result, error: self.answers.put((result, error)),
-            timeout=timeout_us,
-        )
-
-    def next_answer(self) -> tuple[Any, InferenceServerException | None]:
-        return self.answers.get(timeout=TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +41,10 @@ def narrow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded
 
 
 @pytest.fixture
-def caller(narrow_server: EmbeddedServer) -> Iterator[Caller]:
+def caller(narrow_server: EmbeddedServer) -> Iterator[UnetCaller]:
     wait_until(lambda: metric(narrow_server, "requests_in_flight") == 0)  # the metrics may be a poll behind
     with tritonclient.grpc.InferenceServerClient(narrow_server.grpc_url) as client:
-        yield Caller(client)
+        yield UnetCaller(client)
 
 
 def test_a_full_queue_refuses_at_once_and_loses_nothing(caller):
@@ -152,7 +119,7 @@ def test_a_server_that_stops_finishes_or_answers_what_runs(tmp_path):
     repository = write_unet_repository(tmp_path / "models", drain_timeout_s=1)
     server = EmbeddedServer(repository, stop_timeout_s=20)
     with server, tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        caller = Caller(client)
+        caller = UnetCaller(client)
         caller.call(steps=30)
         wait_until(lambda: metric(server, "requests_in_flight") == 1)
         server.stop()

@@ -10,13 +10,13 @@ import tritonclient.grpc
 from google.protobuf import text_format
 from job_board import JobBoard
 from job_folder import SHARED_MEMORY, folder_of
-from test_continuous_batching import Caller as UnetCaller
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from server import EmbeddedServer
 from tests.helpers import tiny_repository
 from tests.helpers.job_calls import TIMEOUT_S, ask, wait_for, wait_for_state
 from tests.helpers.tiny_unet import make_request, unet_inputs, write_unet_repository
+from tests.helpers.unet_calls import UnetCaller
 
 
 class Caller(UnetCaller):
