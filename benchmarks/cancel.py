@@ -68,6 +68,11 @@ class Watched:
         (start, first), (end, last) = self.seen[0], self.seen[-1]
         return (end - start) / (last - first)
 
+    @property
+    def delays(self) -> dict[str, float]:
+        """Seconds: of one step, and from the cancel until the caller knew and until the rows were free."""
+        return {"step": self.step_s, "told": self.told - self.cancelled, "free": self.free - self.cancelled}
+
 
 def over_http(server: EmbeddedServer, watched: Watched) -> None:
     """`generate` and `jobs` over HTTP, as curl would."""
@@ -162,9 +167,9 @@ def as_row(title: str, runs: list[Watched]) -> tuple[str, ...]:
     return (
         title,
         str(Samples(tuple(run.step_s for run in runs), "s")),
-        str(Samples(tuple(run.told - run.cancelled for run in runs), "s")),
-        str(Samples(tuple((run.told - run.cancelled) / run.step_s for run in runs), "steps")),
-        str(Samples(tuple(run.free - run.cancelled for run in runs), "s")),
+        str(Samples(tuple(run.delays["told"] for run in runs), "s")),
+        str(Samples(tuple(run.delays["told"] / run.step_s for run in runs), "steps")),
+        str(Samples(tuple(run.delays["free"] for run in runs), "s")),
     )
 
 
@@ -191,7 +196,7 @@ def main() -> None:
         }
         with open_page(server, Path(name) / "page", chromium) as by_button:  # no other event loop can run beside it
             runs["the page's button"] = [measure_cancel(server, by_button) for _ in range(arguments.repeats)]
-    report.measurements.update({title: [vars(run) for run in all_runs] for title, all_runs in runs.items()})
+    report.measurements.update({title: [run.delays for run in all_runs] for title, all_runs in runs.items()})
     report.add(
         Table(
             f"From the cancel to the caller's knowledge (demo, {LENGTH_S} s, {STEPS} steps)",

@@ -146,7 +146,8 @@ def measure(arguments: argparse.Namespace, report: Report) -> None:
             rate = LOAD * float(np.median(capacities[name]))
             compared = {way: generate for way, generate in ways.items() if way in (ONE_AT_A_TIME, BATCHED)}
             runs = measure_rate(compared, rate, arguments)
-            report.measurements[f"{LOAD:.0%} of the capacity of {name}"] = {"rate": rate, "runs": runs}
+            summaries = {way: [summarize(run) for run in way_runs] for way, way_runs in runs.items()}
+            report.measurements[f"{LOAD:.0%} of the capacity of {name}"] = {"rate": rate, "runs": summaries}
             tabulate_latencies(report, name, runs, rate, arguments.requests)
     report.measurements["capacities"] = capacities
 
@@ -161,6 +162,13 @@ def measure_rate(ways: dict[str, Generate], rate: float, arguments: argparse.Nam
             p95 = np.percentile(runs[name][-1][0], 95)
             print(f"{repeat + 1}/{arguments.repeats} {rate:.2f}/s, {name}: p95 {p95:.2f} s", flush=True)
     return runs
+
+
+def summarize(run: Run) -> dict[str, float]:
+    """Return the percentiles of the latencies and the duration, in seconds."""
+    latencies, duration_s = run
+    percentiles = {f"p{percentile}": float(np.percentile(latencies, percentile)) for percentile in PERCENTILES}
+    return {**percentiles, "duration": duration_s}
 
 
 def tabulate_capacities(report: Report, capacities: dict[str, list[float]]) -> None:

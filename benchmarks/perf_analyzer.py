@@ -1,7 +1,7 @@
 """Triton's own load generator, perf_analyzer, against the served ensemble, over gRPC and HTTP.
 
 `make perf`; about ten minutes. The program comes from the wheel of an older tritonclient, which is fetched, and only
-unpacked; later ones don't have it.
+unpacked; later ones don't have it, and the package `perf-analyzer` on the index is an empty placeholder (0.1.0).
 """
 
 import argparse

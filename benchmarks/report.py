@@ -94,7 +94,7 @@ class Report:
         command: That makes it again.
         tables: For people.
         plots: For people.
-        measurements: For programs: everything measured, by name.
+        measurements: For programs: what the tables were made from, by name, without single requests.
         machine: Where it ran.
     """
 
@@ -112,9 +112,10 @@ class Report:
         print("\n".join(_markdown(table)), flush=True)
 
     def save(self) -> None:
-        """Write the JSON file and the plots, and docs/benchmarks.md anew."""
+        """Write the JSON file and the plots, whose points are in their SVG files alone, and docs/benchmarks.md anew."""
         RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(asdict(self), indent=1) + "\n")
+        result = asdict(self) | {"plots": [{"title": plot.title} for plot in self.plots]}
+        (RESULTS / f"{self.name}.json").write_text(json.dumps(result, indent=1) + "\n")
         for number, plot in enumerate(self.plots):
             _draw(plot, RESULTS / _plot_file(self.name, number))
         DOCUMENT.write_text(make_document())
