@@ -3,6 +3,8 @@
 With `--parity-report FILE`, the errors that were measured are written there (`make parity`).
 """
 
+import shutil
+
 import numpy as np
 import pytest
 from audioldm2_client import AudioLDM2Client
@@ -135,14 +137,16 @@ OTHER_WIDTHS = {
 }
 
 
-def test_two_differently_shaped_checkpoints_are_served_by_one_server(demo_checkpoint, pipeline, tmp_path, monkeypatch):
+def test_two_differently_shaped_checkpoints_are_served_by_one_server(
+    exported_repository, pipeline, tmp_path, monkeypatch
+):
     from diffusers import AudioLDM2Pipeline
 
     monkeypatch.setitem(WIDTHS, "other", OTHER_WIDTHS)
     write_checkpoint(tmp_path / "other", size="other", seed=9, language_model="GPT2LMHeadModel")
-    output = tmp_path / "model_repository"
-    for name, folder in (("audioldm2", demo_checkpoint), ("audioldm2_other", tmp_path / "other")):
-        export_checkpoint(Checkpoint.find(str(folder)), output, name=name, on_start=[].append, on_done=print)
+    output = shutil.copytree(exported_repository, tmp_path / "model_repository")
+    other = Checkpoint.find(str(tmp_path / "other"))
+    export_checkpoint(other, output, name="audioldm2_other", on_start=[].append, on_done=print)
     other_pipeline = AudioLDM2Pipeline.from_pretrained(tmp_path / "other", low_cpu_mem_usage=False)
     other_pipeline.set_progress_bar_config(disable=True)
     case = ParityCase("", "", {"num_waveforms_per_prompt": 2})
