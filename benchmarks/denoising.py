@@ -16,12 +16,12 @@ from pathlib import Path
 import torch
 import tritonclient.grpc
 from denoising_engine import DenoisingEngine
-from denoising_request import DenoisingRequest
+from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
 from unet_forward import UNetForward
 

@@ -12,16 +12,17 @@ from functools import partial
 
 import torch
 from denoising_engine import DenoisingEngine
-from denoising_request import DenoisingRequest
+from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel, DPMSolverMultistepScheduler
 from loop_metrics import LoopMetrics
 from loop_options import DTYPES, LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from text_conditioning import Conditioning
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from unet_forward import FixedShape, Preparation, UNetForward
+from unet_forward import UNetForward
+from unet_shapes import FixedShape, Preparation
 
 from benchmarks.new_process import in_new_process
 from benchmarks.report import Report, Samples, Table, measure

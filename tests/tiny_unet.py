@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from denoising_request import DenoisingRequest
+from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel
 from google.protobuf import text_format
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from triton_configs import REPOSITORY, read_configs
 from tritonclient.grpc import InferInput
 from tritonclient.utils import np_to_triton_dtype

@@ -21,7 +21,6 @@ from denoising_errors import (
     UnknownSchedulerError,
 )
 from denoising_job import Progress
-from denoising_request import UNetSizes
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from text_conditioning import Conditioning
@@ -36,6 +35,7 @@ from tiny_unet import (
     reference_latents,
     relative_rms,
 )
+from unet_shapes import UNetSizes
 
 TIMEOUT_S = 30.0
 

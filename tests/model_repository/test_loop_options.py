@@ -7,7 +7,7 @@ import pytest
 import torch
 from loop_options import LoopOptions
 from triton_configs import read_configs
-from unet_forward import FixedShape, Preparation
+from unet_shapes import FixedShape, Preparation
 
 PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["unet"].parameters).items()}
 del PARAMETERS["jobs_model"]  # the adapter's

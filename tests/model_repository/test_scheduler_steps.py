@@ -8,11 +8,13 @@ import diffusers
 import numpy as np
 import pytest
 import scheduler_steps
+import step_table
 import torch
 from denoising_errors import SchedulerStepsError, UnknownSchedulerError
+from denoising_request import SchedulerRequest
 from noise_schedulers import NoiseSchedulers
 from scheduler_names import ALIASES
-from scheduler_steps import DiffusersSteps, LinearSteps, SchedulerRequest, Steps
+from scheduler_steps import DiffusersSteps, LinearSteps, Steps
 from tiny_unet import SCHEDULER_CONFIG, make_schedulers, relative_rms
 
 SHAPE = (1, 2, 4, 16)
@@ -155,7 +157,7 @@ def test_other_linear_options_become_tables_that_agree(name, options):
 def test_a_scheduler_that_remembers_more_than_there_is_room_for_keeps_diffusers_steps(monkeypatch):
     request = wanted("UniPCMultistepScheduler", {}, 6)
     assert make_schedulers().create(request).memory == 4
-    monkeypatch.setattr(scheduler_steps, "MAX_MEMORY", 3)
+    monkeypatch.setattr(step_table, "MAX_MEMORY", 3)
     assert isinstance(make_schedulers().create(request), DiffusersSteps)
     assert error_of(request) <= TOLERANCE
 

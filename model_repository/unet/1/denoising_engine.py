@@ -22,12 +22,13 @@ from denoising_errors import (
 )
 from denoising_job import Job, Progress, never, tell_nobody
 from denoising_loop import DenoisingLoop
-from denoising_request import DenoisingRequest, UNetSizes
+from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from scheduler_steps import SchedulerSteps
 from torch import Tensor
 from unet_forward import UNetForward
+from unet_shapes import UNetSizes
 
 
 class DenoisingEngine:

@@ -3,31 +3,30 @@
 from dataclasses import dataclass
 
 from denoising_errors import InvalidRequestError
-from scheduler_steps import SchedulerRequest
 from torch import Tensor
-
-NUM_BINS = 16
-"""Of the latents, as all checkpoints have them."""
+from unet_shapes import NUM_BINS, UNetSizes
 
 MAX_STEPS = 10_000
 """For direct calls of the model; what a client may ask of the ensemble is the tokenizer's business."""
 
 
 @dataclass(frozen=True)
-class UNetSizes:
-    """What a checkpoint's UNet expects.
+class SchedulerRequest:
+    """Which steps are wanted.
 
     Attributes:
-        num_channels: Of the latents.
-        generated_width: Of GPT-2's vectors.
-        prompt_width: Of T5's states.
-        max_tokens: T5 states in a row, at most.
+        name: A class of diffusers.
+        options_json: What differs from the checkpoint's scheduler configuration.
+        num_inference_steps: At least 1.
+        eta: DDIM's noise, 0 to 1.
+        seed: Of the noise that a scheduler draws.
     """
 
-    num_channels: int
-    generated_width: int
-    prompt_width: int
-    max_tokens: int
+    name: str
+    options_json: str
+    num_inference_steps: int
+    eta: float
+    seed: int
 
 
 @dataclass(frozen=True)

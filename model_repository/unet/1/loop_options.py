@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from unet_forward import FixedShape, Preparation
+from unet_shapes import FixedShape, Preparation
 
 DTYPES = {"as_exported": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

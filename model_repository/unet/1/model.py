@@ -15,11 +15,11 @@ import triton_python_backend_utils as pb_utils
 from denoising_engine import DenoisingEngine
 from denoising_errors import DenoisingError, InvalidRequestError, RequestCancelledError
 from denoising_job import Progress
-from denoising_request import DenoisingRequest
+from denoising_request import DenoisingRequest, SchedulerRequest
 from loop_metrics import LoopMetrics, PublishedMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from unet_forward import UNetForward
 
 
