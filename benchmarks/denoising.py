@@ -35,10 +35,10 @@ CPU = torch.device("cpu")
 
 EIGHT_KINDS = (
     ("DPMSolverMultistepScheduler", 50, 3.5, 16),
-    ("DDIMScheduler", 40, 1.0, 5),
+    ("DDIMScheduler", 40, None, 5),
     ("UniPCMultistepScheduler", 20, 7.0, 30),
     ("EulerAncestralDiscreteScheduler", 25, 3.5, 9),
-    ("PNDMScheduler", 10, 0.0, 3),
+    ("PNDMScheduler", 10, None, 3),
     ("EulerDiscreteScheduler", 30, 2.0, 12),
     ("HeunDiscreteScheduler", 15, 3.5, 20),
     ("DPMSolverSDEScheduler", 12, 5.0, 7),
@@ -63,18 +63,18 @@ class Engine:
         self.submit, self.close = self._engine.submit, self._engine.close
 
     def request(
-        self, scheduler: str, steps: int, guidance: float, tokens: int, *, length_s: float, waveforms: int = 1
+        self, scheduler: str, steps: int, guidance: float | None, tokens: int, *, length_s: float, waveforms: int = 1
     ) -> DenoisingRequest:
         """Return a request with random text."""
         generator = torch.Generator().manual_seed(tokens)
-        rows = 2 if guidance > 1 else 1
+        rows = 1 if guidance is None else 2
         return DenoisingRequest(
             generated_prompt_embeds=torch.randn(rows, 8, self._generated_width, generator=generator),
             prompt_embeds=torch.randn(rows, tokens, self._prompt_width, generator=generator),
             attention_mask=torch.ones(rows, tokens, dtype=torch.int64),
             latents_shape=(waveforms, 8, round(length_s * LATENT_FRAMES_PER_S), 16),
             guidance_scale=guidance,
-            scheduler=SchedulerRequest(scheduler, "{}", steps, 0.0, seed=tokens),
+            scheduler=SchedulerRequest(scheduler, (), steps, 0.0, seed=tokens),
         )
 
     def seconds(self, request: DenoisingRequest) -> float:

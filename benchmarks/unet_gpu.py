@@ -220,7 +220,7 @@ def _our_loop(bench: Bench, engine: DenoisingEngine, requests: int, steps: int) 
                 bench.mask,
                 (1, 8, bench.frames, 16),
                 3.5,
-                SchedulerRequest("DPMSolverMultistepScheduler", "{}", steps, 0.0, seed),
+                SchedulerRequest("DPMSolverMultistepScheduler", (), steps, 0.0, seed),
             )
         )
         for seed in range(requests)

@@ -28,10 +28,10 @@ BUCKETS = (8, 16, 32)
 
 EIGHT_KINDS = (
     make_request(steps=20, seed=1),
-    make_request(steps=12, seed=2, scheduler="DDIMScheduler", guidance_scale=1.0, tokens=3),
+    make_request(steps=12, seed=2, scheduler="DDIMScheduler", guidance_scale=None, tokens=3),
     make_request(steps=5, seed=3, scheduler="UniPCMultistepScheduler", guidance_scale=7.0, tokens=20),
     make_request(steps=8, seed=4, scheduler="EulerAncestralDiscreteScheduler", tokens=11),
-    make_request(steps=10, seed=5, scheduler="PNDMScheduler", guidance_scale=0.0, tokens=2),
+    make_request(steps=10, seed=5, scheduler="PNDMScheduler", guidance_scale=None, tokens=2),
     make_request(steps=7, seed=6, scheduler="DDIMScheduler", eta=0.5, tokens=8),
     make_request(steps=9, seed=7, scheduler="HeunDiscreteScheduler", guidance_scale=2.0, tokens=16),
     make_request(steps=1, seed=8, scheduler="EulerDiscreteScheduler", tokens=1),

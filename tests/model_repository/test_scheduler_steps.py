@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 
 import diffusers
 import numpy as np
@@ -57,13 +56,13 @@ ignore_torchsde = pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarn
 
 
 def wanted(name: str, options: dict, steps: int, *, eta: float = 0.0, seed: int = SEED) -> SchedulerRequest:
-    return SchedulerRequest(name, json.dumps(options), steps, eta, seed)
+    return SchedulerRequest(name, tuple(options.items()), steps, eta, seed)
 
 
 def own_scheduler(request: SchedulerRequest):
     scheduler_class = getattr(diffusers, request.name)
     noise = {"noise_sampler_seed": request.seed} if request.name == "DPMSolverSDEScheduler" else {}
-    scheduler = scheduler_class.from_config(SCHEDULER_CONFIG, **json.loads(request.options_json), **noise)
+    scheduler = scheduler_class.from_config(SCHEDULER_CONFIG, **dict(request.options), **noise)
     scheduler.set_timesteps(request.num_inference_steps)
     return scheduler
 
@@ -240,5 +239,5 @@ def test_noise_timesteps_and_input_scales_are_those_of_diffusers(case):
 
 
 def test_noise_is_noticed_however_large_the_weights_beside_it():
-    request = SchedulerRequest("EulerAncestralDiscreteScheduler", '{"rescale_betas_zero_snr": true}', 2, 0.0, 5)
+    request = SchedulerRequest("EulerAncestralDiscreteScheduler", (("rescale_betas_zero_snr", True),), 2, 0.0, 5)
     assert isinstance(make_schedulers().create(request), DiffusersSteps)

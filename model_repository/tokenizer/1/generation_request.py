@@ -1,5 +1,6 @@
 """What a client may ask for: names, defaults, limits, and the sentence for what is out of bounds."""
 
+import json
 import math
 import secrets
 from collections.abc import Mapping
@@ -98,6 +99,22 @@ class GenerationRequest:
     def do_classifier_free_guidance(self) -> bool:
         """Whether the unconditional half is computed."""
         return self.guidance_scale > 1.0
+
+    def denoising_options(self, geometry: AudioGeometry) -> str:
+        """Return what the model `unet` needs to know, as one line of JSON.
+
+        A new option of the denoising is added here and in the unet's DenoisingRequest.
+        """
+        options = {
+            "latents_shape": geometry.latents_shape(self.num_waveforms, self.audio_length_in_s),
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale if self.do_classifier_free_guidance else None,
+            "scheduler": self.scheduler.class_name,
+            "scheduler_options": dict(self.scheduler.options),
+            "eta": self.eta,
+            "seed": self.seed,
+        }
+        return json.dumps(options)
 
 
 def parse_request(

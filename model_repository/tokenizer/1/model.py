@@ -23,13 +23,11 @@ class TritonPythonModel:
     Outputs (rows: the prompts, with guidance after as many negative prompts):
         clap_input_ids, clap_attention_mask: INT64 [rows, clap_tokens].
         t5_input_ids, t5_attention_mask: INT64 [rows, tokens].
-        latents_shape: INT64 [4], waveforms, channels, frames, bins.
         num_samples: INT64 [1], of each waveform after it is cut.
         sampling_rate: INT32 [1], Hz.
         used_seed: INT64 [1].
-        num_inference_steps, guidance_scale, num_waveforms_per_prompt, eta: as asked for, or the default.
-        scheduler: BYTES [1], the name of a class.
-        scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
+        num_waveforms_per_prompt: INT32 [1], as asked for, or the default.
+        denoising_options: BYTES [1], JSON, what the model `unet` needs to know.
         truncated_tokens: INT32 [prompts], how many T5 tokens of each prompt were cut off.
         deadline_unix_us: INT64 [1], when the request's `timeout` is over; 0 for never.
         job_ticket: INT64 [1], of the request's entry on the job board; 0 for none.
@@ -65,19 +63,13 @@ class TritonPythonModel:
         tokens = self._tokenizers.tokenize(
             request.prompts, negative_prompts if request.do_classifier_free_guidance else None
         )
-        shape = self._geometry.latents_shape(request.num_waveforms, request.audio_length_in_s)
         return {
             **vars(tokens),
-            "latents_shape": np.array(shape, np.int64),
             "num_samples": np.array([self._geometry.num_samples(request.audio_length_in_s)], np.int64),
             "sampling_rate": np.array([self._geometry.sampling_rate], np.int32),
             "used_seed": np.array([request.seed], np.int64),
-            "num_inference_steps": np.array([request.num_inference_steps], np.int32),
-            "guidance_scale": np.array([request.guidance_scale], np.float32),
             "num_waveforms_per_prompt": np.array([request.num_waveforms_per_prompt], np.int32),
-            "scheduler": np.array([request.scheduler.class_name.encode()], np.object_),
-            "scheduler_options": np.array([request.scheduler.options_json.encode()], np.object_),
-            "eta": np.array([request.eta], np.float32),
+            "denoising_options": np.array([request.denoising_options(self._geometry).encode()], np.object_),
         }
 
 

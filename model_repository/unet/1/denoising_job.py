@@ -142,6 +142,6 @@ class Job:
         (1 - scale) * unconditional + scale * with prompt.
         """
         weights = self.steps.table.coefficients[self.forwards_done]  # type: ignore[union-attr]
-        scale = self.request.guidance_scale if self.request.do_classifier_free_guidance else 1.0
+        scale = 1.0 if self.request.guidance_scale is None else self.request.guidance_scale
         noise = weights[:, -1:]
         return np.concatenate([noise * (1.0 - scale), noise * scale, weights[:, :-1]], axis=1, dtype=np.float32)

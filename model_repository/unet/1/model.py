@@ -13,9 +13,9 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from denoising_engine import DenoisingEngine
-from denoising_errors import DenoisingError, InvalidRequestError, RequestCancelledError
+from denoising_errors import DenoisingError, RequestCancelledError
 from denoising_job import Progress
-from denoising_request import DenoisingRequest, SchedulerRequest
+from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics, PublishedMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
@@ -32,13 +32,7 @@ class TritonPythonModel:
         generated_prompt_embeds: FP32 [rows, 8, GPT-2 width].
         prompt_embeds: FP32 [rows, tokens, T5 width].
         attention_mask: INT64 [rows, tokens].
-        latents_shape: INT64 [4], waveforms, channels, frames, bins.
-        num_inference_steps: INT32 [1].
-        guidance_scale: FP32 [1].
-        seed: INT64 [1].
-        scheduler: BYTES [1], the name of a class.
-        scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
-        eta: FP32 [1].
+        denoising_options: BYTES [1], the JSON object that DenoisingRequest.from_options reads.
         deadline_unix_us: INT64 [1], optional, when the client's time is up; 0 for never. The request parameter
             `timeout` (microseconds, from now on) holds as well.
         job_ticket: INT64 [1], optional, of the entry on the job board that an earlier stage made; 0 for none. Without
@@ -130,28 +124,12 @@ def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNet
 
 def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
     """Copy what is needed out of a request."""
-    waveforms, channels, frames, bins = inputs["latents_shape"].tolist()
-    return DenoisingRequest(
-        generated_prompt_embeds=torch.tensor(inputs["generated_prompt_embeds"]),
-        prompt_embeds=torch.tensor(inputs["prompt_embeds"]),
-        attention_mask=torch.tensor(inputs["attention_mask"]),
-        latents_shape=(waveforms, channels, frames, bins),
-        guidance_scale=float(inputs["guidance_scale"][0]),
-        scheduler=SchedulerRequest(
-            name=_text(inputs, "scheduler"),
-            options_json=_text(inputs, "scheduler_options"),
-            num_inference_steps=int(inputs["num_inference_steps"][0]),
-            eta=float(inputs["eta"][0]),
-            seed=int(inputs["seed"][0]),
-        ),
+    return DenoisingRequest.from_options(
+        torch.tensor(inputs["generated_prompt_embeds"]),
+        torch.tensor(inputs["prompt_embeds"]),
+        torch.tensor(inputs["attention_mask"]),
+        inputs["denoising_options"][0],
     )
-
-
-def _text(inputs: dict[str, np.ndarray], name: str) -> str:
-    try:
-        return inputs[name][0].decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{name} must be UTF-8, and byte {error.start} of it isn't.") from None
 
 
 def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:

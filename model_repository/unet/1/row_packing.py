@@ -101,7 +101,7 @@ class PackedJobs:
     def _diffusers_step(self, job: Job) -> None:
         unconditional, with_prompt = job.tensors[:, :NUM_NOISES].unbind(1)
         noise_pred = with_prompt
-        if job.request.do_classifier_free_guidance:
+        if job.request.guidance_scale is not None:
             noise_pred = unconditional + job.request.guidance_scale * (with_prompt - unconditional)
         try:
             job.latents.copy_(job.steps.step(job.forwards_done, noise_pred, job.latents.clone()))  # type: ignore[union-attr]

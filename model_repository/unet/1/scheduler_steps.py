@@ -5,19 +5,14 @@ diffusers' class.
 """
 
 import functools
-import json
-from typing import Any
+from dataclasses import replace
 
 import torch
-from denoising_errors import InvalidRequestError
 from denoising_request import SchedulerRequest
 from diffusers import SchedulerMixin
 from noise_schedulers import NoiseSchedulers
 from step_table import StepTable, as_scheduler_error, make_step_table, step_options
 from torch import Tensor
-
-MAX_OPTION = 1000
-"""Largest number among the options: that of the training timesteps."""
 
 
 class DiffusersSteps:
@@ -99,35 +94,16 @@ class SchedulerSteps:
             UnknownSchedulerError: There is no such class or option.
             SchedulerStepsError: It can't do so many steps.
         """
-        table = self._table(request.name, request.options_json, request.num_inference_steps, request.eta)
+        table = self._table(replace(request, seed=0))
         if table is not None:
             return LinearSteps(table, request)
         return DiffusersSteps(self._scheduler(request), request, self._device)
 
-    def _make_table(self, name: str, options_json: str, num_inference_steps: int, eta: float) -> StepTable | None:
-        request = SchedulerRequest(name, options_json, num_inference_steps, eta, seed=0)
+    def _make_table(self, request: SchedulerRequest) -> StepTable | None:
         return make_step_table(self._scheduler(request), request)
 
     def _scheduler(self, request: SchedulerRequest) -> SchedulerMixin:
-        return self._schedulers.create(request.name, _options(request.options_json), request.seed)
-
-
-def _options(options_json: str) -> dict[str, Any]:
-    """Read a scheduler's options; numbers are bounded, since some are the size of what it allocates."""
-    try:
-        options = json.loads(options_json)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"scheduler_options must be JSON: {error}.") from None
-    if not isinstance(options, dict) or not all(map(_is_plain, options.values())):
-        raise InvalidRequestError(
-            "scheduler_options must be a JSON object whose values are true, false, text, or numbers from "
-            f"{-MAX_OPTION} to {MAX_OPTION}."
-        )
-    return options
-
-
-def _is_plain(value: object) -> bool:
-    return isinstance(value, bool | str) or (isinstance(value, int | float) and abs(value) <= MAX_OPTION)
+        return self._schedulers.create(request.name, dict(request.options), request.seed)
 
 
 def initial_noise(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
