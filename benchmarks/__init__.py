@@ -7,4 +7,6 @@ import sys
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(_ROOT / folder) for folder in ("model_repository/unet/1", "tests", "tests/client")]
+sys.path[:0] = [
+    str(_ROOT / folder) for folder in ("model_repository/unet/1", "model_repository/jobs/1", "tests", "tests/client")
+]

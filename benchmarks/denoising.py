@@ -19,10 +19,9 @@ from denoising_engine import DenoisingEngine
 from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel
 from loop_metrics import LoopMetrics
-from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerSteps
-from tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
+from tiny_unet import make_options, make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
 from unet_forward import UNetForward
 
 from benchmarks.new_process import in_new_process
@@ -57,7 +56,7 @@ class Engine:
         self._engine = DenoisingEngine(
             lambda: UNetForward.load(checkpoint / "unet", CPU, 512, None),
             SchedulerSteps(schedulers, CPU),
-            LoopOptions(),
+            make_options(),
             self.metrics,
         )
         self.submit, self.close = self._engine.submit, self._engine.close

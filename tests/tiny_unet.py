@@ -1,5 +1,6 @@
 """A UNet so small that its overhead dominates, and requests for it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from config_parameters import ConfigParameters
 from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel
 from google.protobuf import text_format
+from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerSteps
-from triton_configs import REPOSITORY, read_configs
+from triton_configs import REPOSITORY, read_configs, read_parameters
 from tritonclient.grpc import InferInput
 from tritonclient.utils import np_to_triton_dtype
 from unet_forward import UNetForward
@@ -44,6 +47,11 @@ def make_forward(seed: int = 0) -> UNetForward:
 def make_schedulers() -> SchedulerSteps:
     """Return the schedulers of the demo checkpoint."""
     return SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), CPU)
+
+
+def make_options(**changes: Any) -> LoopOptions:
+    """Return the committed options, with those that differ."""
+    return dataclasses.replace(LoopOptions.from_parameters(ConfigParameters(read_parameters("unet"))), **changes)
 
 
 def make_request(

@@ -22,13 +22,13 @@ from denoising_errors import (
 )
 from denoising_job import Progress
 from loop_metrics import LoopMetrics
-from loop_options import LoopOptions
 from text_conditioning import Conditioning
 from tiny_unet import (
     CPU,
     GENERATED_WIDTH,
     PROMPT_WIDTH,
     make_forward,
+    make_options,
     make_request,
     make_schedulers,
     make_unet,
@@ -80,7 +80,7 @@ def make_engine(unet):
     engines = []
 
     def make(**options) -> DenoisingEngine:
-        options = LoopOptions(**{"poll_interval_s": 0.002} | options)
+        options = make_options(**{"poll_interval_s": 0.002} | options)
         engines.append(DenoisingEngine(lambda: unet, make_schedulers(), options, LoopMetrics()))
         return engines[-1]
 
@@ -103,7 +103,7 @@ def engine_threads() -> list[str]:
 def test_requests_of_several_threads_get_what_diffusers_gives():
     requests = [make_request(seed=seed, steps=2 + seed, frames=12 + 4 * (seed % 2)) for seed in range(6)]
     with (
-        DenoisingEngine(make_forward, make_schedulers(), LoopOptions(), LoopMetrics()) as engine,
+        DenoisingEngine(make_forward, make_schedulers(), make_options(), LoopMetrics()) as engine,
         ThreadPoolExecutor(6) as threads,
     ):
         results = list(threads.map(lambda request: engine.submit(request).result(TIMEOUT_S), requests))
@@ -328,7 +328,7 @@ def test_a_unet_that_cannot_be_loaded_fails_the_start_and_leaves_no_thread():
         raise OSError("no weights")
 
     with pytest.raises(OSError, match="no weights"):
-        DenoisingEngine(load, make_schedulers(), LoopOptions(), LoopMetrics())
+        DenoisingEngine(load, make_schedulers(), make_options(), LoopMetrics())
     wait_until(lambda: engine_threads() == [])
 
 
@@ -391,7 +391,7 @@ def test_what_fails_while_polling_does_not_end_the_polling(unet, capfd):
         raise ValueError("not this time")
 
     engine = DenoisingEngine(
-        lambda: unet, make_schedulers(), LoopOptions(poll_interval_s=0.001), LoopMetrics(), on_poll=on_poll
+        lambda: unet, make_schedulers(), make_options(poll_interval_s=0.001), LoopMetrics(), on_poll=on_poll
     )
     wait_until(lambda: len(calls) >= 3)
     engine.close()

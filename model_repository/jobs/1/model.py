@@ -1,10 +1,9 @@
 """Triton adapter of the job board."""
 
-from typing import Any
-
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from job_board import JobStatus, open_board
+from job_board import open_board
+from job_entry import JobStatus
 from job_folder import remove_folders_of_dead_servers
 from job_query import InvalidQueryError, parse_query
 
@@ -28,7 +27,7 @@ class TritonPythonModel:
         remove_folders_of_dead_servers()
         self._board = open_board(args["model_name"], pb_utils.Logger.log_warn)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, with an error of its own where it is wrong."""
         return [self._respond(request) for request in requests]
 
@@ -36,7 +35,7 @@ class TritonPythonModel:
         """Remove the folder; a model that runs on makes it anew when it needs it."""
         self._board.remove()
 
-    def _respond(self, request: Any) -> Any:
+    def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
             query = parse_query({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
         except InvalidQueryError as error:
@@ -45,7 +44,7 @@ class TritonPythonModel:
         return _response(look_up(query.request_id))
 
 
-def _response(status: JobStatus) -> Any:
+def _response(status: JobStatus) -> pb_utils.InferenceResponse:
     numbers = {name: getattr(status, name) for name in ("step", "total_steps", "requests_ahead")}
     return pb_utils.InferenceResponse(
         [

@@ -1,11 +1,10 @@
 """Triton adapter of the tokenizer stage."""
 
-import importlib
 import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -13,6 +12,9 @@ from audio_geometry import AudioGeometry
 from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
 from scheduler_names import SchedulerNames
 from text_tokenizers import TextTokenizers
+
+if TYPE_CHECKING:
+    from stage_setup import StageSetup
 
 
 class TritonPythonModel:
@@ -35,21 +37,20 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the tokenizers, the checkpoint's sizes and the limits."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._board = _open_board(args, parameters.pop("jobs_model")["string_value"])
-        self._limits = Limits.from_parameters({key: value["string_value"] for key, value in parameters.items()})
-        self._geometry = AudioGeometry.load(folder / "audio_geometry.json")
-        self._schedulers = SchedulerNames.load(folder / "scheduler_classes.json")
-        self._tokenizers = TextTokenizers(folder)
+        stage = _set_up(args)
+        self._board = stage.board
+        self._limits = Limits.from_parameters(stage.parameters)
+        self._geometry = AudioGeometry.load(stage.folder / "audio_geometry.json")
+        self._schedulers = SchedulerNames.load(stage.folder / "scheduler_classes.json")
+        self._tokenizers = TextTokenizers(stage.folder)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, with an error of its own where it is wrong."""
         return [self._respond(request) for request in requests]
 
-    def _respond(self, request: Any) -> Any:
+    def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            with self._board.enter(self._board.id_of(request)) as entry:
+            with self._board.create_entry(self._board.id_of(request)) as entry:
                 inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 outputs = self._outputs(parse_request(inputs, self._geometry, self._schedulers, self._limits))
                 outputs["deadline_unix_us"] = np.array([_deadline_unix_us(request.timeout())], np.int64)
@@ -73,10 +74,13 @@ class TritonPythonModel:
         }
 
 
-def _open_board(args: dict[str, str], jobs_model: str) -> Any:
-    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+def _set_up(args: dict[str, str]) -> "StageSetup":
+    """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
+    jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
-    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
+    from stage_setup import set_up_stage
+
+    return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
 def _deadline_unix_us(timeout_us: int) -> int:

@@ -1,13 +1,12 @@
 """Triton adapter of the denoising loop."""
 
-import importlib
 import json
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +20,10 @@ from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerSteps
 from unet_forward import UNetForward
+
+if TYPE_CHECKING:
+    from job_entry import JobEntry
+    from stage_setup import StageSetup
 
 
 class TritonPythonModel:
@@ -44,17 +47,16 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the UNet and the scheduler's configuration, and start the loop."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._board = _open_board(args, parameters.pop("jobs_model")["string_value"])
-        options = LoopOptions.from_parameters({key: value["string_value"] for key, value in parameters.items()})
+        stage = _set_up(args)
+        self._board = stage.board
+        options = LoopOptions.from_parameters(stage.parameters)
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
-        schedulers = NoiseSchedulers.load(folder / "scheduler" / "scheduler_config.json")
+        schedulers = NoiseSchedulers.load(stage.folder / "scheduler" / "scheduler_config.json")
         labels = {"model": args["model_name"], "version": args["model_version"]}
         metrics = LoopMetrics()
         self._engine = DenoisingEngine(
-            lambda: _load_unet(folder / "unet", device, options),
+            lambda: _load_unet(stage.folder / "unet", device, options),
             SchedulerSteps(schedulers, device),
             options,
             metrics,
@@ -62,7 +64,7 @@ class TritonPythonModel:
         )
         self._responder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="responder")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse | None]:
         """Start each request, or refuse it; None stands for a response that comes later."""
         return [self._start_or_refuse(request) for request in requests]
 
@@ -71,7 +73,7 @@ class TritonPythonModel:
         self._engine.close()
         self._responder.shutdown()
 
-    def _start_or_refuse(self, request: Any) -> Any:
+    def _start_or_refuse(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse | None:
         entry, state_after = self._entry(request)
         try:
             self._engine.check_queue()
@@ -88,14 +90,16 @@ class TritonPythonModel:
             future.add_done_callback(self._answer_later(sender, entry, state_after))
         return None
 
-    def _entry(self, request: Any) -> tuple[Any, str]:
+    def _entry(self, request: pb_utils.InferenceRequest) -> "tuple[JobEntry, str]":
         """Return the request's entry on the job board, and its state once it is denoised."""
         ticket = pb_utils.get_input_tensor_by_name(request, "job_ticket")
         if ticket is None:
-            return self._board.enter(self._board.id_of(request)), "done"
-        return self._board.take_up(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
+            return self._board.create_entry(self._board.id_of(request)), "done"
+        return self._board.open_entry(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
 
-    def _start(self, request: Any, entry: Any, sender: Any) -> "Future[torch.Tensor]":
+    def _start(
+        self, request: pb_utils.InferenceRequest, entry: "JobEntry", sender: "pb_utils.InferenceResponseSender"
+    ) -> "Future[torch.Tensor]":
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         return self._engine.submit(
             _denoising_request(inputs),
@@ -104,15 +108,20 @@ class TritonPythonModel:
             on_progress=_report_to(entry),
         )
 
-    def _answer_later(self, sender: Any, entry: Any, state_after: str) -> Callable[["Future[torch.Tensor]"], object]:
-        """Return a callback that answers in a thread of its own: sending takes a while, and the loop shan't wait."""
+    def _answer_later(
+        self, sender: "pb_utils.InferenceResponseSender", entry: "JobEntry", state_after: str
+    ) -> Callable[["Future[torch.Tensor]"], object]:
+        """Return a callback that answers in a thread of its own: sending takes a while, and the loop must not wait."""
         return lambda future: self._responder.submit(_answer, sender, future, entry, state_after)
 
 
-def _open_board(args: dict[str, str], jobs_model: str) -> Any:
-    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+def _set_up(args: dict[str, str]) -> "StageSetup":
+    """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
+    jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
-    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
+    from stage_setup import set_up_stage
+
+    return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
 def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNetForward:
@@ -142,7 +151,7 @@ def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
     return min(deadlines, default=None)
 
 
-def _report_to(entry: Any) -> Callable[[Progress], None]:
+def _report_to(entry: "JobEntry") -> Callable[[Progress], None]:
     return lambda progress: entry.report(
         "queued" if progress.is_waiting else "denoising", progress.step, progress.total_steps, progress.requests_ahead
     )
@@ -152,7 +161,9 @@ def _state_of(error: DenoisingError) -> str:
     return "cancelled" if isinstance(error, RequestCancelledError) else "failed"
 
 
-def _answer(sender: Any, future: "Future[torch.Tensor]", entry: Any, state_after: str) -> None:
+def _answer(
+    sender: "pb_utils.InferenceResponseSender", future: "Future[torch.Tensor]", entry: "JobEntry", state_after: str
+) -> None:
     error = future.exception()
     if isinstance(error, DenoisingError):
         entry.end(_state_of(error))
@@ -162,11 +173,11 @@ def _answer(sender: Any, future: "Future[torch.Tensor]", entry: Any, state_after
         _send(sender, pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))
 
 
-def _error_response(error: DenoisingError) -> Any:
+def _error_response(error: DenoisingError) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(error.message, getattr(pb_utils.TritonError, error.code))
     )
 
 
-def _send(sender: Any, response: Any) -> None:
+def _send(sender: "pb_utils.InferenceResponseSender", response: pb_utils.InferenceResponse) -> None:
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
