@@ -144,7 +144,7 @@ def write_unet_repository(repository: Path, **parameters: Any) -> Path:
 
     Args:
         repository: The folder, which is made.
-        parameters: Those of config.pbtxt that shall differ.
+        parameters: Those of config.pbtxt that differ.
     """
     for model in ("unet", "jobs"):
         ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")

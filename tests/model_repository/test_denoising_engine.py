@@ -157,18 +157,26 @@ def test_progress_is_told_in_the_queue_and_step_by_step_and_never_by_the_loop(un
     wait_until(lambda: Progress(0, 3, is_waiting=True) in told["third"])  # the queue has moved on
     unet.let_through(6)
     third.result(TIMEOUT_S)
-    assert told["first"][0] == Progress(0, 3, is_waiting=True), "told at once how many steps there will be"
+    assert told["first"][0] == Progress(0, 3, is_waiting=True), "how many steps there will be is known at once"
     for seen in told.values():
         assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
     assert "denoising-loop" not in threads
     assert second.done()
 
 
-def test_schedulers_that_take_two_forwards_for_a_step_count_forwards(unet, make_engine):
-    told = []
-    unet.let_through(100)
-    make_engine().submit(make_request(steps=4, scheduler="HeunDiscreteScheduler"), on_progress=told.append)
-    assert told[0].total_steps == 7
+def test_a_step_that_takes_two_forwards_counts_once_when_both_are_done(unet, make_engine):
+    seen = []
+    future = make_engine().submit(make_request(steps=4, scheduler="HeunDiscreteScheduler"), on_progress=seen.append)
+    for forwards in range(1, 7):
+        unet.wait_for_forward()
+        unet.let_through(1)
+        wait_until(lambda forwards=forwards: Progress(forwards // 2, 4) in seen)
+    assert not future.done(), "the seventh forward is its last one"
+    unet.let_through(1)
+    future.result(TIMEOUT_S)
+    assert [progress.step for progress in seen] == sorted(progress.step for progress in seen)
+    assert {progress.total_steps for progress in seen} == {4}
+    assert len(unet.forwards) == 7
 
 
 def test_a_watcher_that_fails_neither_ends_the_polling_nor_the_request(unet, make_engine, capfd):
@@ -182,15 +190,15 @@ def test_a_watcher_that_fails_neither_ends_the_polling_nor_the_request(unet, mak
     cancelled = engine.submit(make_request(steps=20), is_cancelled=is_cancelled.is_set)
     wait_until(lambda: "no room" in capfd.readouterr().err)
     is_cancelled.set()
-    wait_until(lambda: engine_has_dropped(engine))
+    wait_until(lambda: engine_has_aborted(engine))
     unet.let_through(100)
     with pytest.raises(RequestCancelledError):
         cancelled.result(TIMEOUT_S)
     failing.result(TIMEOUT_S)
 
 
-def engine_has_dropped(engine):
-    return any(job.error for job in list(engine._active))
+def engine_has_aborted(engine):
+    return any(job.error for job in list(engine._running))
 
 
 def test_a_full_queue_refuses_at_once(unet, make_engine):
@@ -219,7 +227,7 @@ def test_a_request_larger_than_all_rows_runs_alone(unet, make_engine):
     assert unet.forwards == [10, 10, 2, 2]
 
 
-def test_a_cancelled_request_frees_its_rows_within_one_step(unet, make_engine):
+def test_a_cancelled_request_frees_its_rows_within_one_forward(unet, make_engine):
     engine = make_engine(max_rows=2)
     cancelled = threading.Event()
     first = engine.submit(make_request(steps=1000), is_cancelled=cancelled.is_set)
@@ -227,7 +235,7 @@ def test_a_cancelled_request_frees_its_rows_within_one_step(unet, make_engine):
     unet.wait_for_forward()
     cancelled.set()
     # The loop is inside a forward: it hears of it once the poll has come by.
-    wait_until(lambda: next(iter(engine._active)).error is not None)
+    wait_until(lambda: next(iter(engine._running)).error is not None)
     unet.let_through(1)
     with pytest.raises(RequestCancelledError, match="cancelled after 0 of 1000 steps"):
         first.result(TIMEOUT_S)
@@ -315,7 +323,7 @@ def test_closing_answers_what_waits_and_what_does_not_finish_in_time(unet, make_
     closing = in_background(engine.close, 0.01)
     with pytest.raises(ShutdownError):
         waiting.result(TIMEOUT_S)
-    wait_until(lambda: next(iter(engine._active)).error is not None)
+    wait_until(lambda: next(iter(engine._running)).error is not None)
     unet.let_through(1)
     closing.result(TIMEOUT_S)
     with pytest.raises(ShutdownError):

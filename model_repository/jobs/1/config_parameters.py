@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class ConfigParameters:
-    """The parameters of one model. Each is read by its name, and `refuse_others` refuses what nobody has read.
+    """The parameters of one model. Each is read by its name, and `refuse_others` refuses what wasn't read.
 
     Args:
         parameters: Texts by name.
@@ -78,7 +78,7 @@ class ConfigParameters:
         return int(text)
 
     def refuse_others(self) -> None:
-        """Refuse parameters that nobody has read.
+        """Refuse parameters that weren't read.
 
         Raises:
             ValueError: There is one.

@@ -1,12 +1,12 @@
-"""How far each live request is, and whether somebody has cancelled it: known to all Python models of a server.
+"""Keeps how far each live request is and whether it was cancelled, for all Python models of a server.
 
 Triton passes neither progress nor cancellation through an ensemble, and every Python model is a process of its own.
 What all of them know is the request's id. The board is a folder in shared memory with a tiny file for each request,
 named by a hash of its id: the stage that has the request writes how far it is, and the model `jobs` writes the byte
 that cancels.
 
-Whoever makes an entry draws a ticket, which goes through the ensemble with the request. A later request with the same
-id gets a file of its own; the stages of the earlier one then neither write to it nor are cancelled by it.
+The stage that makes an entry draws a ticket, which goes through the ensemble with the request. A later request with
+the same id gets a file of its own; the stages of the earlier one then neither write to it nor are cancelled by it.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ class _HasRequestId(Protocol):
 
 
 class JobBoard:
-    """The board of one model `jobs`. What can't be read or written is told once, and nothing is raised for it.
+    """The board of one model `jobs`. What can't be read or written is logged once, and raises nothing.
 
     Args:
         folder: Made if it doesn't exist, for this user alone.
@@ -88,7 +88,7 @@ class JobBoard:
         return JobEntry()
 
     def status(self, request_id: bytes) -> JobStatus:
-        """Return how far a request is; `unknown` if nobody knows it, or it has been over for a while."""
+        """Return how far a request is; `unknown` if there is no entry, or it finished a while ago."""
         return self._look_up(request_id, cancel=False)
 
     def cancel(self, request_id: bytes) -> JobStatus:
@@ -114,7 +114,7 @@ class JobBoard:
             return _open(folder, name)
 
     def _make_entry(self, folder: int, name: str) -> JobEntry:
-        """Write a file under a name of its own, and rename it: nobody sees one that isn't complete."""
+        """Write a file under a name of its own, and rename it: an incomplete one is never seen."""
         draft = f"{name}.{secrets.token_hex(8)}"
         record = JobRecord(1 + secrets.randbelow(2**TICKET_BITS - 1), self._clock(), JobStatus("queued"))
         file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)

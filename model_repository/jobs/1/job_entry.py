@@ -30,8 +30,8 @@ class JobStatus:
 
     Attributes:
         state: One of STATES, or `unknown`.
-        step: Denoising steps that are done.
-        total_steps: How many there will be; 0 while that isn't known.
+        step: Scheduler steps that are done.
+        total_steps: The request's num_inference_steps; 0 while that isn't known.
         requests_ahead: Requests before it in the queue; 0 once it is denoised.
     """
 
@@ -61,7 +61,7 @@ class JobRecord:
         return self.status.state not in FINISHED
 
     def is_expired(self, now: float) -> bool:
-        """Whether nobody shall see it any more."""
+        """Whether it has been kept for long enough, and counts as unknown."""
         return now >= self.written_s + (LIVE_TTL_S if self.is_live else FINISHED_TTL_S)
 
     def write(self, file: int) -> None:
@@ -120,16 +120,16 @@ class JobEntry:
         return self._record.ticket
 
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled the request."""
+        """Whether the request has been cancelled."""
         with self._lock:
             return self._file is not None and os.pread(self._file, 1, _CANCELLED_AT) == b"\1"
 
     def report(self, state: str, step: int = 0, total_steps: int = 0, requests_ahead: int = 0) -> None:
-        """Say how far the request is (JobStatus tells the arguments); what hasn't changed isn't written."""
+        """Write how far the request is (JobStatus has the arguments); what hasn't changed isn't written."""
         self._report(JobStatus(state, step, total_steps, requests_ahead))
 
     def end(self, state: str) -> None:
-        """Say how the request leaves this stage, and close the entry."""
+        """Write how the request leaves this stage, and close the entry."""
         with self._lock:  # throughout: no report comes after the last one
             last = self._record.status
             step = last.total_steps if state in DENOISED else last.step

@@ -17,8 +17,8 @@ class TritonPythonModel:
 
     Outputs:
         state: BYTES [1], `queued`, `denoising`, `decoding`, `done`, `failed`, `cancelled` or `unknown`.
-        step: INT32 [1], denoising steps that are done.
-        total_steps: INT32 [1], how many there will be; 0 while that isn't known.
+        step: INT32 [1], scheduler steps that are done.
+        total_steps: INT32 [1], the request's num_inference_steps; 0 while that isn't known.
         requests_ahead: INT32 [1], requests before it in the queue; 0 once it is denoised.
     """
 

@@ -18,7 +18,7 @@ SchedulerOptions = tuple[tuple[str, bool | int | float | str], ...]
 
 
 class DenoisingOptions:
-    """The options of one request. Each is read once, and `refuse_others` refuses what nobody has read.
+    """The options of one request. Each is read once, and `refuse_others` refuses what wasn't read.
 
     Args:
         text: UTF-8, a JSON object.
@@ -85,7 +85,7 @@ class DenoisingOptions:
         return tuple(sorted(value.items()))
 
     def refuse_others(self) -> None:
-        """Refuse options that nobody has read.
+        """Refuse options that weren't read.
 
         Raises:
             InvalidRequestError: There is one.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class TritonPythonModel:
     """Denoises latents, of several requests together; one response for each request, when it is ready.
 
-    `execute` hands requests to the engine and returns at once. The queue is the engine's (docs/denoising.md tells why).
+    `execute` hands requests to the engine and returns at once. The queue is the engine's (docs/denoising.md says why).
 
     Inputs (`rows`: the prompts, with guidance after as many negative prompts):
         generated_prompt_embeds: FP32 [rows, 8, GPT-2 width].

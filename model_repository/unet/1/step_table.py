@@ -28,7 +28,7 @@ NUM_WITNESSES = 8
 STATE = "latents"
 
 Weights = dict[str, dict[str, float]]
-"""Of one step: for each tensor of the next state, the weight of each present one and of the noise prediction, ''."""
+"""For each tensor of the next state, the weight of each present one and of the noise prediction, ''."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class StepTable:
     """A linear scheduler, worked out.
 
     Attributes:
-        timesteps: float32 [forwards], what the UNet is told.
+        timesteps: float32 [forwards], what the UNet gets.
         input_scales: float32 [forwards], what the latents are multiplied by before the UNet sees them.
         coefficients: float32 [forwards, memory, memory + 1]. The next state is this matrix times the present one with
             the noise prediction below it; the latents are the first row of a state.

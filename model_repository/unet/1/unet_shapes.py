@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 NUM_BINS = 16
-"""Of the latents, as all checkpoints have them."""
+"""Frequency bins of the latents, as all checkpoints have them."""
 
 NUM_VECTORS = 8
-"""Of GPT-2's, as all checkpoints have them: for shapes that are prepared beforehand."""
+"""Vectors that GPT-2 gives for a prompt, as all checkpoints have them: for shapes that are prepared beforehand."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Preparation:
         compile_backend: Of `torch.compile`, such as `inductor`; empty for eager.
         use_cuda_graphs: Whether each fixed shape is captured. Without a GPU, it does nothing.
         fixed_shapes: What is prepared; other shapes run eagerly.
-        cache_folder: Where compiled artefacts are kept; it is made private to its owner, since whoever can write there
-            can run code here.
+        cache_folder: Where compiled artefacts are kept; it is made private to its owner, since those who can write
+            there can run code here.
     """
 
     compile_backend: str = ""
