@@ -1,5 +1,7 @@
 """Triton adapter of the job board."""
 
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from job_board import open_board

@@ -1,5 +1,7 @@
 """Triton adapter of the postprocess stage."""
 
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import json
 import sys
 from pathlib import Path
@@ -83,7 +85,7 @@ class TritonPythonModel:
         return call.exec()
 
 
-def _set_up(args: dict[str, str]) -> "StageSetup":
+def _set_up(args: dict[str, str]) -> StageSetup:
     """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
     jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))

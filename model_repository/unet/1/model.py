@@ -1,5 +1,7 @@
 """Triton adapter of the denoising loop."""
 
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import json
 import sys
 import time
@@ -90,7 +92,7 @@ class TritonPythonModel:
             future.add_done_callback(self._answer_later(sender, entry, state_after))
         return None
 
-    def _entry(self, request: pb_utils.InferenceRequest) -> "tuple[JobEntry, str]":
+    def _entry(self, request: pb_utils.InferenceRequest) -> tuple[JobEntry, str]:
         """Return the request's entry on the job board, and its state once it is denoised."""
         ticket = pb_utils.get_input_tensor_by_name(request, "job_ticket")
         if ticket is None:
@@ -98,8 +100,8 @@ class TritonPythonModel:
         return self._board.open_entry(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
 
     def _start(
-        self, request: pb_utils.InferenceRequest, entry: "JobEntry", sender: "pb_utils.InferenceResponseSender"
-    ) -> "Future[torch.Tensor]":
+        self, request: pb_utils.InferenceRequest, entry: JobEntry, sender: pb_utils.InferenceResponseSender
+    ) -> Future[torch.Tensor]:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         return self._engine.submit(
             _denoising_request(inputs),
@@ -109,13 +111,13 @@ class TritonPythonModel:
         )
 
     def _answer_later(
-        self, sender: "pb_utils.InferenceResponseSender", entry: "JobEntry", state_after: str
-    ) -> Callable[["Future[torch.Tensor]"], object]:
+        self, sender: pb_utils.InferenceResponseSender, entry: JobEntry, state_after: str
+    ) -> Callable[[Future[torch.Tensor]], object]:
         """Return a callback that answers in a thread of its own: sending takes a while, and the loop must not wait."""
         return lambda future: self._responder.submit(_answer, sender, future, entry, state_after)
 
 
-def _set_up(args: dict[str, str]) -> "StageSetup":
+def _set_up(args: dict[str, str]) -> StageSetup:
     """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
     jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
@@ -151,7 +153,7 @@ def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
     return min(deadlines, default=None)
 
 
-def _report_to(entry: "JobEntry") -> Callable[[Progress], None]:
+def _report_to(entry: JobEntry) -> Callable[[Progress], None]:
     return lambda progress: entry.report(
         "queued" if progress.is_waiting else "denoising", progress.step, progress.total_steps, progress.requests_ahead
     )
@@ -162,7 +164,7 @@ def _state_of(error: DenoisingError) -> str:
 
 
 def _answer(
-    sender: "pb_utils.InferenceResponseSender", future: "Future[torch.Tensor]", entry: "JobEntry", state_after: str
+    sender: pb_utils.InferenceResponseSender, future: Future[torch.Tensor], entry: JobEntry, state_after: str
 ) -> None:
     error = future.exception()
     if isinstance(error, DenoisingError):
@@ -179,5 +181,5 @@ def _error_response(error: DenoisingError) -> pb_utils.InferenceResponse:
     )
 
 
-def _send(sender: "pb_utils.InferenceResponseSender", response: pb_utils.InferenceResponse) -> None:
+def _send(sender: pb_utils.InferenceResponseSender, response: pb_utils.InferenceResponse) -> None:
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

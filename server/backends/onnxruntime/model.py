@@ -1,5 +1,7 @@
 """The Python-based backend `onnxruntime`: Triton's native ONNX Runtime backend, stood in for by the pip package."""
 
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import json
 import sys
 from collections.abc import Sequence
