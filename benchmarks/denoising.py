@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 import tritonclient.grpc
 from denoising_engine import DenoisingEngine
-from denoising_request import DenoisingRequest
+from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel
 from loop_metrics import LoopMetrics
-from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from unet_forward import UNetForward
 
 from benchmarks.new_process import in_new_process
@@ -29,16 +28,23 @@ from benchmarks.report import Report, Samples, Table
 from export.demo import write_checkpoint
 from export.demo_unet import LATENT_FRAMES_PER_S
 from server import EmbeddedServer
-from tests.helpers.tiny_unet import make_request, make_unet, relative_rms, unet_inputs, write_unet_repository
+from tests.helpers.tiny_unet import (
+    make_options,
+    make_request,
+    make_unet,
+    relative_rms,
+    unet_inputs,
+    write_unet_repository,
+)
 
 CPU = torch.device("cpu")
 
 EIGHT_KINDS = (
     ("DPMSolverMultistepScheduler", 50, 3.5, 16),
-    ("DDIMScheduler", 40, 1.0, 5),
+    ("DDIMScheduler", 40, None, 5),
     ("UniPCMultistepScheduler", 20, 7.0, 30),
     ("EulerAncestralDiscreteScheduler", 25, 3.5, 9),
-    ("PNDMScheduler", 10, 0.0, 3),
+    ("PNDMScheduler", 10, None, 3),
     ("EulerDiscreteScheduler", 30, 2.0, 12),
     ("HeunDiscreteScheduler", 15, 3.5, 20),
     ("DPMSolverSDEScheduler", 12, 5.0, 7),
@@ -57,24 +63,24 @@ class Engine:
         self._engine = DenoisingEngine(
             lambda: UNetForward.load(checkpoint / "unet", CPU, 512, None),
             SchedulerSteps(schedulers, CPU),
-            LoopOptions(),
+            make_options(),
             self.metrics,
         )
         self.submit, self.close = self._engine.submit, self._engine.close
 
     def request(
-        self, scheduler: str, steps: int, guidance: float, tokens: int, *, length_s: float, waveforms: int = 1
+        self, scheduler: str, steps: int, guidance: float | None, tokens: int, *, length_s: float, waveforms: int = 1
     ) -> DenoisingRequest:
         """Return a request with random text."""
         generator = torch.Generator().manual_seed(tokens)
-        rows = 2 if guidance > 1 else 1
+        rows = 1 if guidance is None else 2
         return DenoisingRequest(
             generated_prompt_embeds=torch.randn(rows, 8, self._generated_width, generator=generator),
             prompt_embeds=torch.randn(rows, tokens, self._prompt_width, generator=generator),
             attention_mask=torch.ones(rows, tokens, dtype=torch.int64),
             latents_shape=(waveforms, 8, round(length_s * LATENT_FRAMES_PER_S), 16),
             guidance_scale=guidance,
-            scheduler=SchedulerRequest(scheduler, "{}", steps, 0.0, seed=tokens),
+            scheduler=SchedulerRequest(scheduler, (), steps, 0.0, seed=tokens),
         )
 
     def seconds(self, request: DenoisingRequest) -> float:

@@ -12,16 +12,17 @@ from functools import partial
 
 import torch
 from denoising_engine import DenoisingEngine
-from denoising_request import DenoisingRequest
+from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel, DPMSolverMultistepScheduler
 from loop_metrics import LoopMetrics
 from loop_options import DTYPES, LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from text_conditioning import Conditioning
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from unet_forward import FixedShape, Preparation, UNetForward
+from unet_forward import UNetForward
+from unet_shapes import FixedShape, Preparation
 
 from benchmarks.new_process import in_new_process
 from benchmarks.report import Report, Samples, Table, measure
@@ -30,6 +31,19 @@ from export.demo_unet import LATENT_FRAMES_PER_S, UNET_WIDTHS, make_unet, schedu
 NUM_TOKENS = 16
 TEXT_WIDTHS = {"demo": (64, 96), "full": (768, 1024)}
 SCHEDULER_CONFIG = scheduler_config()
+OPTIONS = LoopOptions(
+    max_rows=32,
+    max_queue_size=32,
+    queue_timeout_s=600.0,
+    frames_per_forward=None,
+    max_latent_frames=16_384,
+    text_buckets=(NUM_TOKENS,),
+    poll_interval_s=0.05,
+    drain_timeout_s=20.0,
+    dtype=None,
+    preparation=Preparation(),
+)
+"""As committed in model_repository/unet/config.pbtxt; `--dtype` and `--compile` prepare the UNet beforehand."""
 
 
 class Bench:
@@ -185,7 +199,7 @@ def _time_diffusers_loop(bench: Bench, dtype: torch.dtype, steps: int) -> Sample
 
 def _time_our_loop(bench: Bench, preparation: Preparation, requests: int, steps: int) -> Samples:
     schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), bench.device)
-    with DenoisingEngine(lambda: bench.ours(preparation), schedulers, LoopOptions(), LoopMetrics()) as engine:
+    with DenoisingEngine(lambda: bench.ours(preparation), schedulers, OPTIONS, LoopMetrics()) as engine:
         return bench.measure(partial(_our_loop, bench, engine, requests, steps), warm_up=1)
 
 
@@ -219,7 +233,7 @@ def _our_loop(bench: Bench, engine: DenoisingEngine, requests: int, steps: int) 
                 bench.mask,
                 (1, 8, bench.frames, 16),
                 3.5,
-                SchedulerRequest("DPMSolverMultistepScheduler", "{}", steps, 0.0, seed),
+                SchedulerRequest("DPMSolverMultistepScheduler", (), steps, 0.0, seed),
             )
         )
         for seed in range(requests)

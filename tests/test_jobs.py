@@ -43,9 +43,9 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 @pytest.fixture
 def board(triton: EmbeddedServer) -> JobBoard:
     """The server's own board, as its models see it."""
-    troubles: list[str] = []
-    board = JobBoard(folder_of("jobs", triton.pid), troubles.append)
-    assert troubles == []
+    warnings: list[str] = []
+    board = JobBoard(folder_of("jobs", triton.pid), warnings.append)
+    assert warnings == []
     return board
 
 
@@ -144,7 +144,7 @@ def postprocess(client: tritonclient.grpc.InferenceServerClient, request_id: str
 
 
 def test_a_cancel_during_decoding_is_seen_before_the_last_stage(triton, grpc_client, board):
-    entry = board.enter("decoded")
+    entry = board.create_entry("decoded")
     ticket = entry.ticket
     entry.report("denoising", 19, 20)
     entry.end("decoding")
@@ -156,7 +156,7 @@ def test_a_cancel_during_decoding_is_seen_before_the_last_stage(triton, grpc_cli
 
 
 def test_the_last_stage_leaves_an_id_alone_that_a_later_request_owns(triton, grpc_client, board):
-    earlier, later = board.enter("twice"), board.enter("twice")
+    earlier, later = board.create_entry("twice"), board.create_entry("twice")
     ask(triton, "twice", "cancel")
     assert postprocess(grpc_client, "twice", earlier.ticket).as_numpy("audio").shape == (1, 50)
     assert ask(triton, "twice")["state"] == "queued"

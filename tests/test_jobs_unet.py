@@ -57,9 +57,9 @@ def caller(server: EmbeddedServer) -> Iterator[Caller]:
 
 
 def board_of(server: EmbeddedServer) -> JobBoard:
-    troubles: list[str] = []
-    board = JobBoard(folder_of("jobs", server.pid), troubles.append)
-    assert troubles == []
+    warnings: list[str] = []
+    board = JobBoard(folder_of("jobs", server.pid), warnings.append)
+    assert warnings == []
     return board
 
 
@@ -97,7 +97,7 @@ def test_an_id_that_comes_twice_belongs_to_the_later_request(server, caller):
 
 
 def test_a_cancel_before_the_denoising_is_seen_at_its_door(server, caller):
-    entry = board_of(server).enter("in text encoding")
+    entry = board_of(server).create_entry("in text encoding")
     assert ask(server, "in text encoding", "cancel")["state"] == "queued"
     caller.call("in text encoding", ticket=entry.ticket, steps=1000)
     assert caller.next_error() == "[CANCELLED] the request was cancelled before there was room in the denoising loop."
@@ -106,7 +106,7 @@ def test_a_cancel_before_the_denoising_is_seen_at_its_door(server, caller):
 
 
 def test_a_stage_without_a_ticket_of_its_own_touches_no_entry(server, caller):
-    entry = board_of(server).enter("somebody else's")
+    entry = board_of(server).create_entry("somebody else's")
     for ticket in (0, entry.ticket + 1, -1):
         caller.call("somebody else's", ticket=ticket, steps=2)
         assert caller.next_error() == ""
@@ -115,7 +115,7 @@ def test_a_stage_without_a_ticket_of_its_own_touches_no_entry(server, caller):
 
 
 def test_a_request_with_a_ticket_is_decoding_when_it_is_denoised(server, caller):
-    entry = board_of(server).enter("staged")
+    entry = board_of(server).create_entry("staged")
     caller.call("staged", ticket=entry.ticket, steps=3)
     assert caller.next_error() == ""
     assert ask(server, "staged") == {"state": "decoding", "step": 3, "total_steps": 3, "requests_ahead": 0}

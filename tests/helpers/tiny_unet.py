@@ -1,5 +1,6 @@
 """A UNet so small that its overhead dominates, and requests for it."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,17 +8,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from denoising_request import DenoisingRequest
+from config_parameters import ConfigParameters
+from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel
 from google.protobuf import text_format
+from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from tritonclient.grpc import InferInput
 from tritonclient.utils import np_to_triton_dtype
 from unet_forward import UNetForward
 
 from export import demo_unet
-from tests.helpers.triton_configs import REPOSITORY, read_configs
+from tests.helpers.triton_configs import REPOSITORY, read_configs, read_parameters
 
 CPU = torch.device("cpu")
 GENERATED_WIDTH, PROMPT_WIDTH = 12, 20
@@ -46,12 +49,17 @@ def make_schedulers() -> SchedulerSteps:
     return SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), CPU)
 
 
+def make_options(**changes: Any) -> LoopOptions:
+    """Return the committed options, with those that differ."""
+    return dataclasses.replace(LoopOptions.from_parameters(ConfigParameters(read_parameters("unet"))), **changes)
+
+
 def make_request(
     *,
     frames: int = 16,
     steps: int = 4,
     scheduler: str = "DPMSolverMultistepScheduler",
-    guidance_scale: float = 3.5,
+    guidance_scale: float | None = 3.5,
     tokens: int = 7,
     seed: int = 0,
     prompts: int = 1,
@@ -60,7 +68,7 @@ def make_request(
 ) -> DenoisingRequest:
     """Return a request with random text, the second half of its first row's tokens masked."""
     generator = torch.Generator().manual_seed(seed)
-    rows = prompts * (2 if guidance_scale > 1 else 1)
+    rows = prompts * (1 if guidance_scale is None else 2)
     attention_mask = torch.ones(rows, tokens, dtype=torch.int64)
     attention_mask[0, (tokens + 1) // 2 :] = 0
     return DenoisingRequest(
@@ -69,7 +77,7 @@ def make_request(
         attention_mask=attention_mask,
         latents_shape=(prompts * waveforms_per_prompt, 8, frames, 16),
         guidance_scale=guidance_scale,
-        scheduler=SchedulerRequest(scheduler, "{}", steps, eta, seed),
+        scheduler=SchedulerRequest(scheduler, (), steps, eta, seed),
     )
 
 
@@ -112,7 +120,7 @@ def reference_latents(unet: AudioLDM2UNet2DConditionModel, request: DenoisingReq
         noise_pred = reference_noise(
             unet, scheduler.scale_model_input(sample, timestep), timestep, generated, prompt, mask
         )
-        if request.do_classifier_free_guidance:
+        if request.guidance_scale is not None:
             unconditional, with_prompt = noise_pred.chunk(2)
             noise_pred = unconditional + request.guidance_scale * (with_prompt - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents, **options).prev_sample
@@ -136,7 +144,7 @@ def write_unet_repository(repository: Path, **parameters: Any) -> Path:
 
     Args:
         repository: The folder, which is made.
-        parameters: Those of config.pbtxt that shall differ.
+        parameters: Those of config.pbtxt that differ.
     """
     for model in ("unet", "jobs"):
         ignored = shutil.ignore_patterns("__pycache__", "*.safetensors")
@@ -152,20 +160,28 @@ def write_unet_repository(repository: Path, **parameters: Any) -> Path:
     return repository
 
 
+def denoising_options(request: DenoisingRequest) -> bytes:
+    """Return the JSON that stands for all of a request but its text."""
+    wanted = request.scheduler
+    options = {
+        "latents_shape": request.latents_shape,
+        "guidance_scale": request.guidance_scale,
+        "scheduler": wanted.name,
+        "scheduler_options": dict(wanted.options),
+        "num_inference_steps": wanted.num_inference_steps,
+        "eta": wanted.eta,
+        "seed": wanted.seed,
+    }
+    return json.dumps(options).encode()
+
+
 def unet_inputs(request: DenoisingRequest) -> list[InferInput]:
     """Return the inputs of the model `unet`, for a gRPC client."""
-    wanted = request.scheduler
     arrays = {
         "generated_prompt_embeds": request.generated_prompt_embeds.numpy(),
         "prompt_embeds": request.prompt_embeds.numpy(),
         "attention_mask": request.attention_mask.numpy(),
-        "latents_shape": np.array(request.latents_shape, np.int64),
-        "num_inference_steps": np.array([wanted.num_inference_steps], np.int32),
-        "guidance_scale": np.array([request.guidance_scale], np.float32),
-        "seed": np.array([wanted.seed], np.int64),
-        "scheduler": np.array([wanted.name.encode()], np.object_),
-        "scheduler_options": np.array([wanted.options_json.encode()], np.object_),
-        "eta": np.array([wanted.eta], np.float32),
+        "denoising_options": np.array([denoising_options(request)], np.object_),
     }
     tensors = []
     for name, array in arrays.items():

@@ -33,6 +33,13 @@ def read_configs() -> dict[str, ModelConfig]:
     }
 
 
+def read_parameters(model: str) -> dict[str, str]:
+    """Return the parameters of a model's configuration that are its own: all but the name of the model `jobs`."""
+    parameters = {name: value.string_value for name, value in dict(read_configs()[model].parameters).items()}
+    del parameters["jobs_model"]
+    return parameters
+
+
 def signature(tensors: Iterable[Any], max_batch_size: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return data type and full dims, the batch dimension included, of each tensor."""
     batch = (-1,) if max_batch_size else ()

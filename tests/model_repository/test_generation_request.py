@@ -5,16 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audio_geometry import AudioGeometry
+from config_parameters import ConfigParameters
 from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
 from scheduler_names import ALIASES, SchedulerChoice, SchedulerNames
 
-from tests.helpers.triton_configs import read_configs
+from tests.helpers.triton_configs import read_parameters
 
 GEOMETRY = AudioGeometry(16_000, 160, 64, 4, 8, 256)
-PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["tokenizer"].parameters).items()}
-del PARAMETERS["jobs_model"]  # the adapter's
+PARAMETERS = read_parameters("tokenizer")
 SCHEDULERS = SchedulerNames(["DDIMScheduler", "DPMSolverMultistepScheduler"])
-LIMITS = Limits.from_parameters(PARAMETERS)
+LIMITS = Limits.from_parameters(ConfigParameters(PARAMETERS))
 
 
 def parse(prompt=b"a dog", **inputs) -> GenerationRequest:
@@ -111,19 +111,25 @@ def test_a_value_out_of_bounds_is_named_with_its_bound(inputs, message):
     ("change", "message"),
     [
         ({"max_length": "1"}, "unknown parameter max_length"),
-        ({"max_num_prompts": "many"}, "max_num_prompts must be a number, got 'many'"),
-        ({"max_num_prompts": "0"}, "max_num_prompts must be positive"),
-        ({"max_audio_length_in_s": "inf"}, "max_audio_length_in_s must be positive and finite"),
+        ({"max_num_prompts": "many"}, "max_num_prompts must be a positive whole number, got 'many'"),
+        ({"max_num_prompts": "0"}, "max_num_prompts must be a positive whole number, got '0'"),
+        ({"max_num_prompts": "1.5"}, "max_num_prompts must be a positive whole number, got '1.5'"),
+        ({"max_audio_length_in_s": "inf"}, "max_audio_length_in_s must be a positive, finite number, got 'inf'"),
+        ({"max_audio_length_in_s": "nan"}, "max_audio_length_in_s must be a positive, finite number, got 'nan'"),
+        ({"max_audio_length_in_s": "-1"}, "max_audio_length_in_s must be a positive, finite number, got '-1'"),
+        ({"max_audio_length_in_s": "ten"}, "max_audio_length_in_s must be a positive, finite number, got 'ten'"),
     ],
 )
 def test_a_bad_parameter_in_the_configuration_is_named(change, message):
     with pytest.raises(ValueError, match=message):
-        Limits.from_parameters(PARAMETERS | change)
+        Limits.from_parameters(ConfigParameters(PARAMETERS | change))
 
 
 def test_a_missing_parameter_in_the_configuration_is_named():
     with pytest.raises(ValueError, match="max_prompt_bytes is missing"):
-        Limits.from_parameters({key: value for key, value in PARAMETERS.items() if key != "max_prompt_bytes"})
+        Limits.from_parameters(
+            ConfigParameters({key: value for key, value in PARAMETERS.items() if key != "max_prompt_bytes"})
+        )
 
 
 def test_an_alias_is_a_class_with_options():

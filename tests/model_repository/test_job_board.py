@@ -12,7 +12,7 @@ from pathlib import Path
 import job_board
 import pytest
 from job_board import KEPT_ENTRIES, MAX_ENTRIES, MAX_ID_BYTES, JobBoard
-from job_entry import HEARTBEAT_S, OVER_FOR_S, STATES, WITHOUT_NEWS_S, JobEntry, JobRecord, JobStatus
+from job_entry import FINISHED_TTL_S, HEARTBEAT_S, LIVE_TTL_S, STATES, JobEntry, JobRecord, JobStatus
 
 UNKNOWN = JobStatus()
 
@@ -33,7 +33,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def troubles() -> Iterator[list[str]]:
+def warnings() -> Iterator[list[str]]:
     """What a board complains of; nothing, unless the test empties it."""
     told: list[str] = []
     yield told
@@ -41,14 +41,14 @@ def troubles() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def board(tmp_path: Path, clock: Clock, troubles: list[str]) -> JobBoard:
-    return JobBoard(tmp_path / "board", troubles.append, clock)
+def board(tmp_path: Path, clock: Clock, warnings: list[str]) -> JobBoard:
+    return JobBoard(tmp_path / "board", warnings.append, clock)
 
 
 @pytest.fixture
-def other_process(tmp_path: Path, clock: Clock, troubles: list[str]) -> JobBoard:
+def other_process(tmp_path: Path, clock: Clock, warnings: list[str]) -> JobBoard:
     """The same board as another model has it."""
-    return JobBoard(tmp_path / "board", troubles.append, clock)
+    return JobBoard(tmp_path / "board", warnings.append, clock)
 
 
 def open_files() -> int:
@@ -56,31 +56,31 @@ def open_files() -> int:
 
 
 def test_a_request_is_seen_from_its_beginning_to_its_end(board, other_process):
-    tokenizer = board.enter("a")
+    tokenizer = board.create_entry("a")
     assert other_process.status(b"a") == JobStatus("queued")
     tokenizer.close()
-    unet = other_process.take_up("a", tokenizer.ticket)
+    unet = other_process.open_entry("a", tokenizer.ticket)
     unet.report("queued", 0, 20, 3)
     assert board.status(b"a") == JobStatus("queued", 0, 20, 3)
     unet.report("denoising", 7, 20)
     assert board.status(b"a") == JobStatus("denoising", 7, 20)
     unet.end("decoding")
     assert board.status(b"a") == JobStatus("decoding", 20, 20)
-    postprocess = board.take_up("a", tokenizer.ticket)
+    postprocess = board.open_entry("a", tokenizer.ticket)
     postprocess.end("done")
     assert board.status(b"a") == JobStatus("done", 20, 20)
 
 
 @pytest.mark.parametrize("state", ["failed", "cancelled"])
 def test_a_request_that_ends_early_keeps_its_last_step(board, state):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     entry.report("denoising", 7, 20)
     entry.end(state)
     assert board.status(b"a") == JobStatus(state, 7, 20)
 
 
 def test_what_is_reported_after_the_end_changes_nothing(board):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     entry.end("done")
     entry.report("denoising", 7, 20)
     entry.end("failed")
@@ -90,7 +90,7 @@ def test_what_is_reported_after_the_end_changes_nothing(board):
 
 def test_a_report_of_another_thread_never_overwrites_the_end(board):
     for number in range(300):
-        entry, ended = board.enter(f"{number}"), threading.Event()
+        entry, ended = board.create_entry(f"{number}"), threading.Event()
         with ThreadPoolExecutor(1) as threads:
             threads.submit(report_until, ended, entry)
             entry.end("done")
@@ -106,35 +106,35 @@ def report_until(ended: threading.Event, entry: JobEntry) -> None:
 
 
 def test_an_exception_fails_the_request(board):
-    with pytest.raises(ZeroDivisionError), board.enter("a"):
+    with pytest.raises(ZeroDivisionError), board.create_entry("a"):
         _ = 1 / 0
     assert board.status(b"a") == JobStatus("failed")
 
 
 def test_cancelling_reaches_the_stage_that_has_the_request_and_no_report_undoes_it(board, other_process):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     assert not entry.is_cancelled()
     assert other_process.cancel(b"a") == JobStatus("queued")
     entry.report("denoising", 3, 20)
     assert entry.is_cancelled()
-    assert other_process.take_up("a", entry.ticket).is_cancelled()
+    assert other_process.open_entry("a", entry.ticket).is_cancelled()
     assert other_process.cancel(b"a") == JobStatus("denoising", 3, 20), "again"
 
 
 def test_what_is_over_or_unknown_is_not_cancelled(board):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     entry.end("done")
     assert board.cancel(b"a") == JobStatus("done")
-    assert not board.take_up("a", entry.ticket).is_cancelled()
+    assert not board.open_entry("a", entry.ticket).is_cancelled()
     assert board.cancel(b"b") == UNKNOWN
     assert board.status(b"b") == UNKNOWN
 
 
 def test_of_two_requests_with_one_id_the_later_one_owns_it(board):
-    first, second = board.enter("a"), board.enter("a")
+    first, second = board.create_entry("a"), board.create_entry("a")
     first.report("denoising", 19, 20)
     assert board.status(b"a") == JobStatus("queued")
-    assert board.take_up("a", first.ticket).ticket == 0
+    assert board.open_entry("a", first.ticket).ticket == 0
     board.cancel(b"a")
     assert second.is_cancelled()
     assert not first.is_cancelled()
@@ -143,19 +143,19 @@ def test_of_two_requests_with_one_id_the_later_one_owns_it(board):
 
 
 def test_a_new_request_with_the_id_of_a_cancelled_one_is_not_cancelled(board):
-    board.enter("a")
+    board.create_entry("a")
     board.cancel(b"a")
-    assert not board.enter("a").is_cancelled()
+    assert not board.create_entry("a").is_cancelled()
 
 
 @pytest.mark.parametrize("request_id", ["", "a" * (MAX_ID_BYTES + 1), "é" * MAX_ID_BYTES])
 def test_a_request_without_a_usable_id_leaves_no_file_and_goes_on(board, tmp_path, request_id):
-    entry = board.enter(request_id)
+    entry = board.create_entry(request_id)
     entry.report("denoising", 3, 20)
     entry.end("done")
     assert entry.ticket == 0
     assert not entry.is_cancelled()
-    assert board.take_up(request_id, 5).ticket == 0
+    assert board.open_entry(request_id, 5).ticket == 0
     assert board.status(request_id.encode()) == UNKNOWN
     assert list((tmp_path / "board").iterdir()) == []
 
@@ -177,24 +177,24 @@ HOSTILE_IDS = [
 
 @pytest.mark.parametrize("request_id", HOSTILE_IDS)
 def test_ids_never_reach_a_path(board, tmp_path, request_id):
-    board.enter(request_id).report("denoising", 1, 2)
+    board.create_entry(request_id).report("denoising", 1, 2)
     assert board.status(request_id.encode()) == JobStatus("denoising", 1, 2)
     assert [path.name for path in (tmp_path / "board").iterdir()] == [hashlib.sha256(request_id.encode()).hexdigest()]
     assert list(tmp_path.iterdir()) == [tmp_path / "board"]
 
 
 def test_what_is_over_is_seen_for_a_minute_and_then_unknown(board, clock):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     entry.end("failed")
-    clock.now += OVER_FOR_S - 1
+    clock.now += FINISHED_TTL_S - 1
     assert board.status(b"a").state == "failed"
     clock.now += 1
     assert board.status(b"a") == UNKNOWN
 
 
 def test_a_live_request_without_news_is_forgotten_at_last(board, clock):
-    entry = board.enter("a")
-    clock.now += WITHOUT_NEWS_S - 1
+    entry = board.create_entry("a")
+    clock.now += LIVE_TTL_S - 1
     assert board.status(b"a").state == "queued"
     clock.now += 1
     assert board.status(b"a") == UNKNOWN
@@ -203,15 +203,15 @@ def test_a_live_request_without_news_is_forgotten_at_last(board, clock):
 
 
 def test_a_stage_that_reports_the_same_again_and_again_keeps_its_request_known(board, clock):
-    entry = board.enter("a")
-    for _ in range(int(3 * WITHOUT_NEWS_S / HEARTBEAT_S)):
+    entry = board.create_entry("a")
+    for _ in range(int(3 * LIVE_TTL_S / HEARTBEAT_S)):
         clock.now += HEARTBEAT_S
         entry.report("queued", 0, 20, 3)
     assert board.status(b"a") == JobStatus("queued", 0, 20, 3)
 
 
 def test_what_has_not_changed_is_not_written(board, monkeypatch):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     writes: list[bytes] = []
     monkeypatch.setattr(os, "pwrite", lambda _file, content, _offset: writes.append(content))
     for step in (0, 0, 1, 1, 1, 2):
@@ -221,27 +221,27 @@ def test_what_has_not_changed_is_not_written(board, monkeypatch):
 
 def test_expired_entries_are_removed_when_new_ones_come(board, clock, tmp_path):
     for number in range(20):
-        board.enter(f"over {number}").end("done")
-    live = board.enter("live")
-    clock.now += OVER_FOR_S
-    board.enter("new")
+        board.create_entry(f"over {number}").end("done")
+    live = board.create_entry("live")
+    clock.now += FINISHED_TTL_S
+    board.create_entry("new")
     assert len(list((tmp_path / "board").iterdir())) == 2
-    assert board.take_up("live", live.ticket).ticket == live.ticket
+    assert board.open_entry("live", live.ticket).ticket == live.ticket
 
 
 def test_entries_are_bounded_and_those_that_are_over_or_silent_go_first(board, clock, tmp_path):
-    silent = board.enter("silent")
+    silent = board.create_entry("silent")
     silent.close()
     clock.now += 1
-    live = board.enter("live")
+    live = board.create_entry("live")
     for number in range(3 * MAX_ENTRIES):
-        board.enter(f"over {number}").end("done")
+        board.create_entry(f"over {number}").end("done")
         assert len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
     assert board.status(b"live").state == board.status(b"silent").state == "queued"
     for number in range(MAX_ENTRIES - 1):
         clock.now += 0.001
         live.report("denoising", number, MAX_ENTRIES)
-        board.enter(f"flood {number}").close()
+        board.create_entry(f"flood {number}").close()
     assert KEPT_ENTRIES <= len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
     assert board.status(b"live").state == "denoising"
     assert board.status(b"silent") == UNKNOWN
@@ -250,11 +250,11 @@ def test_entries_are_bounded_and_those_that_are_over_or_silent_go_first(board, c
 def test_no_file_stays_open(board):
     before = open_files()
     for number in range(50):
-        with board.enter(f"{number}") as entry:
+        with board.create_entry(f"{number}") as entry:
             pass
-        board.take_up(f"{number}", entry.ticket).end("done")
-        board.take_up(f"{number}", entry.ticket + 1)
-        board.take_up("unknown", 1)
+        board.open_entry(f"{number}", entry.ticket).end("done")
+        board.open_entry(f"{number}", entry.ticket + 1)
+        board.open_entry("unknown", 1)
         board.cancel(b"unknown")
         board.cancel(f"{number}".encode())
     assert open_files() == before
@@ -264,7 +264,7 @@ def test_files_are_private(board, tmp_path):
     previous = os.umask(0)
     try:
         board.remove()
-        board.enter("a")
+        board.create_entry("a")
     finally:
         os.umask(previous)
     assert (tmp_path / "board").stat().st_mode & 0o777 == 0o700
@@ -273,11 +273,11 @@ def test_files_are_private(board, tmp_path):
 
 
 def test_the_folder_is_made_anew_after_it_was_removed(board, other_process):
-    entry = board.enter("a")
+    entry = board.create_entry("a")
     other_process.remove()
     assert board.status(b"a") == UNKNOWN
     entry.report("denoising", 1, 2)
-    board.enter("b")
+    board.create_entry("b")
     assert other_process.status(b"b") == JobStatus("queued")
 
 
@@ -285,40 +285,40 @@ def test_an_incomplete_file_is_no_entry_and_is_not_taken_for_an_expired_one(boar
     path = tmp_path / "board" / hashlib.sha256(b"a").hexdigest()
     path.write_bytes(b"\0" * 7)
     assert board.status(b"a") == UNKNOWN
-    assert board.take_up("a", 1).ticket == 0
-    clock.now += WITHOUT_NEWS_S
-    board.enter("b")
+    assert board.open_entry("a", 1).ticket == 0
+    clock.now += LIVE_TTL_S
+    board.create_entry("b")
     assert path.exists()
 
 
 @pytest.mark.parametrize("failing", ["open", "pwrite", "rename"])
-def test_a_full_disk_is_told_once_and_requests_go_on(board, troubles, tmp_path, monkeypatch, failing):
+def test_a_full_disk_is_told_once_and_requests_go_on(board, warnings, tmp_path, monkeypatch, failing):
     def refuse(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = open_files()
     monkeypatch.setattr(job_board.os, failing, refuse)
     for request_id in ("a", "b"):
-        with board.enter(request_id) as entry:
+        with board.create_entry(request_id) as entry:
             entry.report("denoising", 1, 2)
             entry.end("done")
         assert entry.ticket == 0
     monkeypatch.undo()
-    assert len(troubles) == 1
-    assert "No space left on device" in troubles.pop()
+    assert len(warnings) == 1
+    assert "No space left on device" in warnings.pop()
     assert list((tmp_path / "board").iterdir()) == [], "no draft is left"
     assert open_files() == before
-    board.enter("c")
+    board.create_entry("c")
     assert board.status(b"c").state == "queued", "it works again when there is room"
 
 
-def test_a_missing_parent_is_told_once_and_requests_go_on(tmp_path, troubles):
-    board = JobBoard(tmp_path / "none" / "board", troubles.append)
-    assert board.enter("a").ticket == 0
+def test_a_missing_parent_is_told_once_and_requests_go_on(tmp_path, warnings):
+    board = JobBoard(tmp_path / "none" / "board", warnings.append)
+    assert board.create_entry("a").ticket == 0
     assert board.status(b"a") == UNKNOWN
     board.remove()
-    assert len(troubles) == 1
-    troubles.clear()
+    assert len(warnings) == 1
+    warnings.clear()
 
 
 def test_every_state_survives_a_file(tmp_path):
@@ -342,4 +342,4 @@ def test_an_id_that_triton_cannot_decode_is_no_id():
 
     assert JobBoard.id_of(Request(b"a")) == "a"
     assert JobBoard.id_of(Request(b"\xff")) == ""
-    assert isinstance(JobBoard.enter(None, ""), JobEntry), "no id costs no look at the disk"
+    assert isinstance(JobBoard.create_entry(None, ""), JobEntry), "no id costs no look at the disk"

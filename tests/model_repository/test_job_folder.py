@@ -28,12 +28,12 @@ def test_a_symbolic_link_in_its_place_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
     victim.mkdir(mode=0o700)
     (tmp_path / "board").symlink_to(victim)
-    troubles: list[str] = []
-    board = JobBoard(tmp_path / "board", troubles.append)
-    assert board.enter("a").ticket == 0
+    warnings: list[str] = []
+    board = JobBoard(tmp_path / "board", warnings.append)
+    assert board.create_entry("a").ticket == 0
     assert board.status(b"a").state == "unknown"
     board.remove()
-    assert len(troubles) == 1
+    assert len(warnings) == 1
     assert list(victim.iterdir()) == []
 
 
@@ -46,15 +46,15 @@ def test_a_dangling_link_in_its_place_makes_nothing(tmp_path):
 
 def test_a_link_in_an_entry_s_place_is_not_followed(tmp_path):
     victim = tmp_path / "victim"
-    troubles: list[str] = []
-    board = JobBoard(tmp_path / "board", troubles.append)
-    entry = board.enter("a")
+    warnings: list[str] = []
+    board = JobBoard(tmp_path / "board", warnings.append)
+    entry = board.create_entry("a")
     [file] = (tmp_path / "board").iterdir()
     file.rename(victim)
     file.symlink_to(victim)
     before = victim.read_bytes()
     assert board.cancel(b"a").state == "unknown"
-    assert board.take_up("a", entry.ticket).ticket == 0
+    assert board.open_entry("a", entry.ticket).ticket == 0
     assert victim.read_bytes() == before
 
 
@@ -91,7 +91,7 @@ def test_folders_of_dead_servers_are_removed_and_no_others(shared_memory):
     other_namespace = dead.with_name(dead.name.replace("audioldm2_jobs_", "audioldm2_jobs_1"))
     strangers = [shared_memory / "audioldm2_jobs_", shared_memory / "sem.something", other_namespace]
     for folder in (dead, alive, same_id_again, *strangers):
-        JobBoard(folder, print).enter("a")
+        JobBoard(folder, print).create_entry("a")
     remove_folders_of_dead_servers()
     assert set(shared_memory.iterdir()) == {alive, *strangers}
 

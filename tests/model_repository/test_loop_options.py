@@ -1,34 +1,37 @@
 """The parameters of the model `unet`: what is committed, and the sentence for each that is wrong."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
+from config_parameters import ConfigParameters
 from loop_options import LoopOptions
-from unet_forward import FixedShape, Preparation
+from unet_shapes import FixedShape, Preparation
 
-from tests.helpers.triton_configs import read_configs
+from export.pytorch_files import MAX_TEXT_TOKENS
+from tests.helpers.triton_configs import read_parameters
 
-PARAMETERS = {key: value.string_value for key, value in dict(read_configs()["unet"].parameters).items()}
-del PARAMETERS["jobs_model"]  # the adapter's
+PARAMETERS = read_parameters("unet")
 
 
 def parse(**changes: str) -> LoopOptions:
-    return LoopOptions.from_parameters(PARAMETERS | changes)
+    return LoopOptions.from_parameters(ConfigParameters(PARAMETERS | changes))
 
 
-def test_what_is_committed_are_the_defaults():
-    options = LoopOptions.from_parameters(PARAMETERS)
-    assert dataclasses.replace(options, preparation=Preparation()) == LoopOptions()
+def test_what_is_committed_prepares_no_shape_and_leaves_room_for_the_longest_text():
+    options = parse()
     cache_folder = Path.home() / ".cache" / "audioldm2-triton" / "inductor"
     assert options.preparation == Preparation(cache_folder=cache_folder)
+    assert options.dtype is None
+    assert options.text_buckets[-1] == MAX_TEXT_TOKENS
 
 
 def test_every_parameter_reaches_its_option(monkeypatch):
     monkeypatch.setenv("CACHES", "/caches")
     options = parse(
         max_rows="7",
+        max_queue_size="9",
+        queue_timeout_s="60",
         max_frames_per_forward="100",
         max_latent_frames="200",
         text_buckets="8, 24,25",
@@ -42,6 +45,8 @@ def test_every_parameter_reaches_its_option(monkeypatch):
     )
     assert options == LoopOptions(
         max_rows=7,
+        max_queue_size=9,
+        queue_timeout_s=60.0,
         frames_per_forward=100,
         max_latent_frames=200,
         text_buckets=(8, 24, 25),
@@ -96,6 +101,8 @@ def test_the_budget_of_a_forward_depends_on_the_device_unless_it_is_given(parame
 
 COUNTS = (
     "max_rows",
+    "max_queue_size",
+    "queue_timeout_s",
     "max_frames_per_forward",
     "max_latent_frames",
     "text_buckets",
@@ -137,7 +144,7 @@ def test_a_bad_value_is_refused_with_what_is_wrong(name, text, problem):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_missing_parameter_is_named(name):
     with pytest.raises(ValueError, match=f"parameter {name} is missing"):
-        LoopOptions.from_parameters({key: value for key, value in PARAMETERS.items() if key != name})
+        LoopOptions.from_parameters(ConfigParameters({k: v for k, v in PARAMETERS.items() if k != name}))
 
 
 def test_an_unknown_parameter_is_named_with_those_that_are_known():

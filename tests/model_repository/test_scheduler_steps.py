@@ -2,17 +2,18 @@
 
 import dataclasses
 import inspect
-import json
 
 import diffusers
 import numpy as np
 import pytest
 import scheduler_steps
+import step_table
 import torch
 from denoising_errors import SchedulerStepsError, UnknownSchedulerError
+from denoising_request import SchedulerRequest
 from noise_schedulers import NoiseSchedulers
 from scheduler_names import ALIASES
-from scheduler_steps import DiffusersSteps, LinearSteps, SchedulerRequest, Steps
+from scheduler_steps import DiffusersSteps, LinearSteps, Steps
 
 from tests.helpers.tiny_unet import SCHEDULER_CONFIG, make_schedulers, relative_rms
 
@@ -56,13 +57,13 @@ ignore_torchsde = pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarn
 
 
 def wanted(name: str, options: dict, steps: int, *, eta: float = 0.0, seed: int = SEED) -> SchedulerRequest:
-    return SchedulerRequest(name, json.dumps(options), steps, eta, seed)
+    return SchedulerRequest(name, tuple(options.items()), steps, eta, seed)
 
 
 def own_scheduler(request: SchedulerRequest):
     scheduler_class = getattr(diffusers, request.name)
     noise = {"noise_sampler_seed": request.seed} if request.name == "DPMSolverSDEScheduler" else {}
-    scheduler = scheduler_class.from_config(SCHEDULER_CONFIG, **json.loads(request.options_json), **noise)
+    scheduler = scheduler_class.from_config(SCHEDULER_CONFIG, **dict(request.options), **noise)
     scheduler.set_timesteps(request.num_inference_steps)
     return scheduler
 
@@ -156,7 +157,7 @@ def test_other_linear_options_become_tables_that_agree(name, options):
 def test_a_scheduler_that_remembers_more_than_there_is_room_for_keeps_diffusers_steps(monkeypatch):
     request = wanted("UniPCMultistepScheduler", {}, 6)
     assert make_schedulers().create(request).memory == 4
-    monkeypatch.setattr(scheduler_steps, "MAX_MEMORY", 3)
+    monkeypatch.setattr(step_table, "MAX_MEMORY", 3)
     assert isinstance(make_schedulers().create(request), DiffusersSteps)
     assert error_of(request) <= TOLERANCE
 
@@ -239,5 +240,5 @@ def test_noise_timesteps_and_input_scales_are_those_of_diffusers(case):
 
 
 def test_noise_is_noticed_however_large_the_weights_beside_it():
-    request = SchedulerRequest("EulerAncestralDiscreteScheduler", '{"rescale_betas_zero_snr": true}', 2, 0.0, 5)
+    request = SchedulerRequest("EulerAncestralDiscreteScheduler", (("rescale_betas_zero_snr", True),), 2, 0.0, 5)
     assert isinstance(make_schedulers().create(request), DiffusersSteps)

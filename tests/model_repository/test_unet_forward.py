@@ -3,12 +3,14 @@
 import os
 import stat
 
+import fixed_shape_forward
 import pytest
 import torch
 import unet_forward
 from text_conditioning import Conditioning
 from torch._dynamo.utils import counters
-from unet_forward import FixedShape, Preparation, UNetForward
+from unet_forward import UNetForward
+from unet_shapes import FixedShape, Preparation
 
 from tests.helpers.tiny_unet import CPU, make_forward, make_unet, relative_rms, save_unet
 
@@ -222,7 +224,7 @@ def test_a_compile_cache_that_others_can_write_to_is_refused(mode, cache_variabl
 
 
 def test_a_compile_cache_that_belongs_to_somebody_else_is_refused(cache_variable, tmp_path, monkeypatch):
-    monkeypatch.setattr(unet_forward.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    monkeypatch.setattr(fixed_shape_forward.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(PermissionError, match="make it yours"):
         prepare_cache(tmp_path)
     assert os.environ[cache_variable] == "/as/before"

@@ -132,37 +132,24 @@ def test_text_that_is_not_utf8_fails_its_request_only(tmp_path):
     assert results[1]["y"].tolist() == [b"fine"]
 
 
-def test_every_option_reaches_the_session_options():
-    parameters = {
-        "intra_op_thread_count": "2",
-        "inter_op_thread_count": "3",
-        "execution_mode": "1",
-        "enable_mem_arena": "0",
-        "enable_mem_pattern": "0",
-        "session.use_device_allocator_for_initializers": "1",
-    }
-    wanted = {name: {"string_value": value} for name, value in parameters.items()}
-    config = parse_config({"parameters": wanted, "optimization": {"graph": {"level": 2}}})
+@pytest.mark.parametrize(
+    ("parameters", "threads", "spinning"),
+    [({}, 0, "0"), ({"intra_op_thread_count": "2", "session.intra_op.allow_spinning": "1"}, 2, "1")],
+)
+def test_every_option_reaches_the_session_options(parameters, threads, spinning):
+    config = parse_config({"parameters": {name: {"string_value": value} for name, value in parameters.items()}})
     options = onnx_backend_session.session_options(config)
-    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (2, 3)
-    assert options.execution_mode == onnxruntime.ExecutionMode.ORT_PARALLEL
-    assert (options.enable_cpu_mem_arena, options.enable_mem_pattern) == (False, False)
-    assert options.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    assert options.get_session_config_entry("session.use_device_allocator_for_initializers") == "1"
+    assert options.intra_op_num_threads == threads
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == spinning
 
 
 def test_memory_arena_shrinkage_is_accepted_by_a_run(path):
-    entries = {"memory.enable_memory_arena_shrinkage": "cpu:0"}
-    config = BackendConfig("model.onnx", 8, DOUBLE.inputs, DOUBLE.outputs, run_entries=entries)
+    config = BackendConfig("model.onnx", 8, DOUBLE.inputs, DOUBLE.outputs, arena_shrinkage="cpu:0")
     [result] = OnnxSession(path, config).run([rows(1)])
     assert result["y"].tolist() == [[2] * 3]
 
 
 def test_a_gpu_instance_asks_for_cuda_on_its_own_device_first(monkeypatch):
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    config = BackendConfig("model.onnx", 0, (), (), cuda_options={"gpu_mem_limit": "1"})
-    assert execution_providers(config, None) == ["CPUExecutionProvider"]
-    assert execution_providers(config, 1) == [
-        ("CUDAExecutionProvider", {"gpu_mem_limit": "1", "device_id": "1"}),
-        "CPUExecutionProvider",
-    ]
+    assert execution_providers(None) == ["CPUExecutionProvider"]
+    assert execution_providers(1) == [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]

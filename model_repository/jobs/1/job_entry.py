@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 STATES = ("queued", "denoising", "decoding", "done", "failed", "cancelled")
-OVER = ("done", "failed", "cancelled")
-ALL_STEPS_DONE = ("decoding", "done")
+FINISHED = ("done", "failed", "cancelled")
+DENOISED = ("decoding", "done")
 
-OVER_FOR_S = 60.0
+FINISHED_TTL_S = 60.0
 """How long it can be seen how a request has ended."""
-WITHOUT_NEWS_S = 3600.0
+LIVE_TTL_S = 3600.0
 """A request of which nothing is heard for so long is forgotten. The longest silence of a live one is its decoding."""
 HEARTBEAT_S = 60.0
 """How often a stage writes what hasn't changed."""
@@ -30,8 +30,8 @@ class JobStatus:
 
     Attributes:
         state: One of STATES, or `unknown`.
-        step: Denoising steps that are done.
-        total_steps: How many there will be; 0 while that isn't known.
+        step: Scheduler steps that are done.
+        total_steps: The request's num_inference_steps; 0 while that isn't known.
         requests_ahead: Requests before it in the queue; 0 once it is denoised.
     """
 
@@ -58,11 +58,11 @@ class JobRecord:
     @property
     def is_live(self) -> bool:
         """Whether the request isn't over."""
-        return self.status.state not in OVER
+        return self.status.state not in FINISHED
 
     def is_expired(self, now: float) -> bool:
-        """Whether nobody shall see it any more."""
-        return now >= self.written_s + (WITHOUT_NEWS_S if self.is_live else OVER_FOR_S)
+        """Whether it has been kept for long enough, and counts as unknown."""
+        return now >= self.written_s + (LIVE_TTL_S if self.is_live else FINISHED_TTL_S)
 
     def write(self, file: int) -> None:
         """Write it over the one before, in a single small call."""
@@ -120,19 +120,19 @@ class JobEntry:
         return self._record.ticket
 
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled the request."""
+        """Whether the request has been cancelled."""
         with self._lock:
             return self._file is not None and os.pread(self._file, 1, _CANCELLED_AT) == b"\1"
 
     def report(self, state: str, step: int = 0, total_steps: int = 0, requests_ahead: int = 0) -> None:
-        """Say how far the request is (JobStatus tells the arguments); what hasn't changed isn't written."""
+        """Write how far the request is (JobStatus has the arguments); what hasn't changed isn't written."""
         self._report(JobStatus(state, step, total_steps, requests_ahead))
 
     def end(self, state: str) -> None:
-        """Say how the request leaves this stage, and close the entry."""
+        """Write how the request leaves this stage, and close the entry."""
         with self._lock:  # throughout: no report comes after the last one
             last = self._record.status
-            step = last.total_steps if state in ALL_STEPS_DONE else last.step
+            step = last.total_steps if state in DENOISED else last.step
             self._report(JobStatus(state, step, last.total_steps))
             self.close()
 

@@ -1,10 +1,11 @@
 """Triton adapter of the job board."""
 
-from typing import Any
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from job_board import JobStatus, open_board
+from job_board import open_board
+from job_entry import JobStatus
 from job_folder import remove_folders_of_dead_servers
 from job_query import InvalidQueryError, parse_query
 
@@ -18,8 +19,8 @@ class TritonPythonModel:
 
     Outputs:
         state: BYTES [1], `queued`, `denoising`, `decoding`, `done`, `failed`, `cancelled` or `unknown`.
-        step: INT32 [1], denoising steps that are done.
-        total_steps: INT32 [1], how many there will be; 0 while that isn't known.
+        step: INT32 [1], scheduler steps that are done.
+        total_steps: INT32 [1], the request's num_inference_steps; 0 while that isn't known.
         requests_ahead: INT32 [1], requests before it in the queue; 0 once it is denoised.
     """
 
@@ -28,7 +29,7 @@ class TritonPythonModel:
         remove_folders_of_dead_servers()
         self._board = open_board(args["model_name"], pb_utils.Logger.log_warn)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, with an error of its own where it is wrong."""
         return [self._respond(request) for request in requests]
 
@@ -36,7 +37,7 @@ class TritonPythonModel:
         """Remove the folder; a model that runs on makes it anew when it needs it."""
         self._board.remove()
 
-    def _respond(self, request: Any) -> Any:
+    def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
             query = parse_query({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
         except InvalidQueryError as error:
@@ -45,7 +46,7 @@ class TritonPythonModel:
         return _response(look_up(query.request_id))
 
 
-def _response(status: JobStatus) -> Any:
+def _response(status: JobStatus) -> pb_utils.InferenceResponse:
     numbers = {name: getattr(status, name) for name in ("step", "total_steps", "requests_ahead")}
     return pb_utils.InferenceResponse(
         [

@@ -1,15 +1,19 @@
 """Triton adapter of the postprocess stage."""
 
-import importlib
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 from candidate_ranking import CandidateRanking, best_first, similarities
 from waveform_output import cut, no_scores
+
+if TYPE_CHECKING:
+    from stage_setup import StageSetup
 
 
 class TritonPythonModel:
@@ -31,18 +35,18 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load CLAP's feature extractor."""
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._clap_audio_model = parameters["clap_audio_model"]["string_value"]
-        self._board = _open_board(args, parameters["jobs_model"]["string_value"])
-        self._ranking = CandidateRanking(Path(args["model_repository"]) / args["model_version"])
+        stage = _set_up(args)
+        self._board = stage.board
+        self._clap_audio_model = stage.parameters.text("clap_audio_model")
+        self._ranking = CandidateRanking(stage.folder)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, with an error of its own where ranking fails."""
         return [self._respond(request) for request in requests]
 
-    def _respond(self, request: Any) -> Any:
+    def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        with self._board.take_up(self._board.id_of(request), int(inputs.get("job_ticket", [0])[0])) as entry:
+        with self._board.open_entry(self._board.id_of(request), int(inputs.get("job_ticket", [0])[0])) as entry:
             if entry.is_cancelled():
                 entry.end("cancelled")
                 return _cancelled()
@@ -50,7 +54,7 @@ class TritonPythonModel:
             entry.end("failed" if response.has_error() else "done")
             return response
 
-    def _rank(self, request: Any, inputs: dict[str, np.ndarray]) -> Any:
+    def _rank(self, request: pb_utils.InferenceRequest, inputs: dict[str, np.ndarray]) -> pb_utils.InferenceResponse:
         audio = cut(inputs["waveform"], int(inputs["num_samples"][0]))
         num_waveforms_per_prompt = int(inputs["num_waveforms_per_prompt"][0])
         if not np.isfinite(audio).all():
@@ -60,14 +64,16 @@ class TritonPythonModel:
             response = self._clap_audio(request, audio, inputs)
             if response.has_error():
                 return pb_utils.InferenceResponse(error=response.error())
-            audio_embeds = pb_utils.get_output_tensor_by_name(response, "audio_embeds").as_numpy()
+            audio_embeds = response.output_tensors()[0].as_numpy()
             num_prompts = len(audio) // num_waveforms_per_prompt
             scores = similarities(audio_embeds, inputs["clap_text_embeds"][-num_prompts:])
             order = best_first(scores, num_waveforms_per_prompt)
             audio, scores = audio[order], scores[order]
         return pb_utils.InferenceResponse([pb_utils.Tensor("audio", audio), pb_utils.Tensor("clap_score", scores)])
 
-    def _clap_audio(self, request: Any, audio: np.ndarray, inputs: dict[str, np.ndarray]) -> Any:
+    def _clap_audio(
+        self, request: pb_utils.InferenceRequest, audio: np.ndarray, inputs: dict[str, np.ndarray]
+    ) -> pb_utils.InferenceResponse:
         features = self._ranking.input_features(audio, int(inputs["sampling_rate"][0]), int(inputs["seed"][0]))
         call = pb_utils.InferenceRequest(
             request_id=self._board.id_of(request),
@@ -79,17 +85,20 @@ class TritonPythonModel:
         return call.exec()
 
 
-def _open_board(args: dict[str, str], jobs_model: str) -> Any:
-    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+def _set_up(args: dict[str, str]) -> StageSetup:
+    """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
+    jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
-    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
+    from stage_setup import set_up_stage
+
+    return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
-def _cancelled() -> Any:
+def _cancelled() -> pb_utils.InferenceResponse:
     message = "[CANCELLED] the request was cancelled after its last step."
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED))
 
 
-def _not_finite() -> Any:
+def _not_finite() -> pb_utils.InferenceResponse:
     message = "[INTERNAL] the audio is not finite: try a smaller guidance_scale, or another scheduler."
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))

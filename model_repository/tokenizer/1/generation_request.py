@@ -1,14 +1,18 @@
 """What a client may ask for: names, defaults, limits, and the sentence for what is out of bounds."""
 
+import json
 import math
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from audio_geometry import AudioGeometry
 from scheduler_names import SchedulerChoice, SchedulerNames, UnknownSchedulerError
+
+if TYPE_CHECKING:
+    from config_parameters import ConfigParameters
 
 MAX_SEED = 2**63 - 1
 DRAWN_SEED_BITS = 32
@@ -49,18 +53,22 @@ class Limits:
     max_total_audio_length_in_s: float
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> "Limits":
+    def from_parameters(cls, parameters: "ConfigParameters") -> "Limits":
         """Read the `parameters` of config.pbtxt.
 
         Raises:
-            ValueError: One is missing, unknown, not a number, or not positive; the text names it.
+            ValueError: One is missing, unknown, or not a positive number; the text names it.
         """
-        types = {limit.name: limit.type for limit in fields(cls)}
-        if unknown := sorted(parameters.keys() - types.keys()):
-            raise ValueError(f"config.pbtxt: unknown parameter {unknown[0]}; known are {', '.join(types)}.")
-        if missing := sorted(types.keys() - parameters.keys()):
-            raise ValueError(f"config.pbtxt: parameter {missing[0]} is missing.")
-        return cls(**{name: _positive(name, parameters[name], kind) for name, kind in types.items()})
+        limits = cls(
+            max_num_prompts=parameters.count("max_num_prompts"),
+            max_prompt_bytes=parameters.count("max_prompt_bytes"),
+            max_num_inference_steps=parameters.count("max_num_inference_steps"),
+            max_audio_length_in_s=parameters.number("max_audio_length_in_s"),
+            max_num_waveforms_per_prompt=parameters.count("max_num_waveforms_per_prompt"),
+            max_total_audio_length_in_s=parameters.number("max_total_audio_length_in_s"),
+        )
+        parameters.refuse_others()
+        return limits
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,22 @@ class GenerationRequest:
     def do_classifier_free_guidance(self) -> bool:
         """Whether the unconditional half is computed."""
         return self.guidance_scale > 1.0
+
+    def denoising_options(self, geometry: AudioGeometry) -> str:
+        """Return what the model `unet` needs to know, as one line of JSON.
+
+        A new option of the denoising is added here and in the unet's DenoisingRequest.
+        """
+        options = {
+            "latents_shape": geometry.latents_shape(self.num_waveforms, self.audio_length_in_s),
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale if self.do_classifier_free_guidance else None,
+            "scheduler": self.scheduler.class_name,
+            "scheduler_options": dict(self.scheduler.options),
+            "eta": self.eta,
+            "seed": self.seed,
+        }
+        return json.dumps(options)
 
 
 def parse_request(
@@ -183,16 +207,6 @@ def _bounded(name: str, value: Number, low: Number, high: Number, *, what: str =
         bound = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
         raise InvalidInputError(name, f"is out of bounds: {what} must be finite and {bound}, got {value}.")
     return value
-
-
-def _positive(name: str, text: str, kind: Any) -> Any:
-    try:
-        number = kind(text)
-    except ValueError:
-        raise ValueError(f"config.pbtxt: parameter {name} must be a number, got {text!r}.") from None
-    if not (number > 0 and math.isfinite(number)):
-        raise ValueError(f"config.pbtxt: parameter {name} must be positive and finite, got {text!r}.")
-    return number
 
 
 def _check_total_length(request: GenerationRequest, limits: Limits) -> None:

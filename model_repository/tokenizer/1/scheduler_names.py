@@ -58,11 +58,6 @@ class SchedulerChoice:
     class_name: str
     options: Options = field(default_factory=dict)
 
-    @property
-    def options_json(self) -> str:
-        """The options as one line of JSON."""
-        return json.dumps(dict(self.options), sort_keys=True)
-
 
 class SchedulerNames:
     """The names that a checkpoint's clients may use.

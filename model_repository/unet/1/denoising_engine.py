@@ -20,14 +20,15 @@ from denoising_errors import (
     RequestCancelledError,
     ShutdownError,
 )
-from denoising_job import Job, Progress, never, tell_nobody
+from denoising_job import Job, Progress, ignore_progress, not_cancelled
 from denoising_loop import DenoisingLoop
-from denoising_request import DenoisingRequest, UNetSizes
+from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from scheduler_steps import SchedulerSteps
 from torch import Tensor
 from unet_forward import UNetForward
+from unet_shapes import UNetSizes
 
 
 class DenoisingEngine:
@@ -56,8 +57,8 @@ class DenoisingEngine:
         self._loaded: Future[UNetSizes] = Future()
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[Job] = deque()
-        self._arrived: list[Job] = []  # they have rows, and the loop doesn't know them yet
-        self._active: dict[Job, int] = {}  # rows of every job from when it gets them to its end
+        self._scheduled: list[Job] = []  # running, but not yet handed to the loop
+        self._running: dict[Job, int] = {}  # the rows of each job, from when it gets them until it has finished
         self._closing = False
         self._stop_polling = threading.Event()
         self._loop_thread = threading.Thread(target=self._run, args=[load_unet], name="denoising-loop", daemon=True)
@@ -75,7 +76,7 @@ class DenoisingEngine:
     @property
     def num_in_flight(self) -> int:
         """Requests that are being denoised."""
-        return len(self._active)
+        return len(self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -87,8 +88,8 @@ class DenoisingEngine:
         request: DenoisingRequest,
         *,
         deadline: float | None = None,
-        is_cancelled: Callable[[], bool] = never,
-        on_progress: Callable[[Progress], object] = tell_nobody,
+        is_cancelled: Callable[[], bool] = not_cancelled,
+        on_progress: Callable[[Progress], object] = ignore_progress,
     ) -> "Future[Tensor]":
         """Start a request, or put it into the queue; never blocks.
 
@@ -96,7 +97,7 @@ class DenoisingEngine:
             request: It is checked here.
             deadline: When the client's time is up, on the engine's clock.
             is_cancelled: Asked from time to time whether the client still wants it.
-            on_progress: Told from time to time how far it is, until its future is done and perhaps once after.
+            on_progress: Called from time to time with how far it is, until its future is done and perhaps once after.
 
         Returns:
             Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
@@ -108,9 +109,9 @@ class DenoisingEngine:
             request.check(self._sizes, self._options.max_latent_frames)
             steps = self._schedulers.create(request.scheduler)
             job = Job(request, steps, deadline, is_cancelled, on_progress, arrived_s=self._clock())
-            if error := self._reason_to_drop(job):
+            if error := self._abort_reason(job):
                 raise error
-            job.on_progress(Progress(0, job.num_forwards, is_waiting=True, requests_ahead=self.num_waiting))
+            job.on_progress(Progress(0, job.num_steps, is_waiting=True, requests_ahead=self.num_waiting))
             self._enqueue(job)
         except DenoisingError as error:
             self._metrics.count_request(error)
@@ -118,7 +119,7 @@ class DenoisingEngine:
         return job.future
 
     def check_queue(self) -> None:
-        """Refuse a request before anything is done for it; `submit` looks again.
+        """Refuse a request before any work is done for it; `submit` checks again.
 
         Raises:
             QueueFullError: As many wait already as may.
@@ -129,7 +130,7 @@ class DenoisingEngine:
             raise error
 
     def close(self, drain_timeout_s: float | None = None) -> None:
-        """Take no more requests, finish those that run, and end the threads; calling it again does nothing.
+        """Accept no more requests, finish those that run, and end the threads; calling it again does nothing.
 
         Args:
             drain_timeout_s: What isn't finished by then gets a ShutdownError; the options' if None.
@@ -138,11 +139,11 @@ class DenoisingEngine:
         with self._changed:
             self._closing = True
             while self._waiting:
-                self._refuse(self._waiting.popleft(), _shutdown_error())
+                self._reject(self._waiting.popleft(), _shutdown_error())
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._active, timeout)
-            for job in self._active:
-                job.drop(_shutdown_error())
+            self._changed.wait_for(lambda: not self._running, timeout)
+            for job in self._running:
+                job.abort(_shutdown_error())
         self._loop_thread.join()
         self._stop_polling.set()
         self._poll_thread.join()
@@ -152,7 +153,7 @@ class DenoisingEngine:
             if self._closing:
                 raise _shutdown_error()
             self._waiting.append(job)
-            self._give_rows()
+            self._schedule_waiting()
             if len(self._waiting) > self._options.max_queue_size:
                 self._waiting.remove(job)
                 raise self._queue_full_error()
@@ -160,15 +161,15 @@ class DenoisingEngine:
     def _queue_full_error(self) -> QueueFullError:
         return QueueFullError(f"the queue is full with {self._options.max_queue_size} requests: try again later.")
 
-    def _give_rows(self) -> None:
-        """Let those that wait start, in their order, as far as there are rows. One that needs more starts alone."""
+    def _schedule_waiting(self) -> None:
+        """Start waiting jobs in their order while there are rows. One that needs more than `max_rows` runs alone."""
         while self._waiting:
             rows = self._waiting[0].request.num_rows
-            if self._active and sum(self._active.values()) + rows > self._options.max_rows:
+            if self._running and sum(self._running.values()) + rows > self._options.max_rows:
                 return
             job = self._waiting.popleft()
-            self._active[job] = rows
-            self._arrived.append(job)
+            self._running[job] = rows
+            self._scheduled.append(job)
             self._changed.notify_all()
 
     def _run(self, load_unet: Callable[[], UNetForward]) -> None:
@@ -180,22 +181,22 @@ class DenoisingEngine:
             self._loaded.set_exception(error)
             return
         self._loaded.set_result(unet.sizes)
-        while self._take_arrivals(loop):
-            ended = _tick(loop)
-            if ended:
+        while self._hand_over(loop):
+            finished = _tick(loop)
+            if finished:
                 with self._changed:
-                    for job in ended:
-                        del self._active[job]
-                    self._give_rows()
+                    for job in finished:
+                        del self._running[job]
+                    self._schedule_waiting()
                     self._changed.notify_all()
 
-    def _take_arrivals(self, loop: DenoisingLoop) -> bool:
-        """Hand new jobs to the loop, and wait for some while there are none; False when the loop shall end."""
+    def _hand_over(self, loop: DenoisingLoop) -> bool:
+        """Hand new jobs to the loop, and wait for some while there are none; return False when the loop must end."""
         with self._changed:
-            self._changed.wait_for(lambda: self._active or self._closing)
-            arrived, self._arrived = self._arrived, []
-            goes_on = bool(self._active)
-        for job in arrived:
+            self._changed.wait_for(lambda: self._running or self._closing)
+            scheduled, self._scheduled = self._scheduled, []
+            goes_on = bool(self._running)
+        for job in scheduled:
             loop.admit(job)
         return goes_on
 
@@ -210,40 +211,40 @@ class DenoisingEngine:
 
     def _poll_once(self) -> None:
         with self._changed:
-            progress = {job: Progress(job.forwards_done, job.num_forwards) for job in self._active}
+            progress = {job: Progress(job.steps_done, job.num_steps) for job in self._running}
             for ahead, job in enumerate(self._waiting):
-                progress[job] = Progress(0, job.num_forwards, is_waiting=True, requests_ahead=ahead)
+                progress[job] = Progress(0, job.num_steps, is_waiting=True, requests_ahead=ahead)
         for job in progress:
-            if not job.future.done() and (error := self._reason_to_drop(job)):
-                self._drop(job, error)
+            if not job.future.done() and (error := self._abort_reason(job)):
+                self._abort(job, error)
         if self._on_poll:
             self._on_poll(self.num_in_flight, self.num_waiting)
-        for job, how_far in progress.items():  # last: whoever watches may fail
+        for job, how_far in progress.items():  # last: a callback may fail
             if not job.future.done():
                 job.on_progress(how_far)
 
-    def _reason_to_drop(self, job: Job) -> DenoisingError | None:
-        """Return why a job shall not go on, if there is a reason; asking for cancellation takes a while."""
+    def _abort_reason(self, job: Job) -> DenoisingError | None:
+        """Return why a job must not go on, None if it may; asking for cancellation takes a while."""
         now = self._clock()
         if error := job.deadline_error(now):
             return error
-        if job not in self._active and now >= job.arrived_s + self._options.queue_timeout_s:
+        if job not in self._running and now >= job.arrived_s + self._options.queue_timeout_s:
             return QueueTimeoutError(f"waited for {self._options.queue_timeout_s:g} s in the queue: try again later.")
         if job.is_cancelled():
             return RequestCancelledError(f"the request was cancelled {job.progress}.")
         return None
 
-    def _drop(self, job: Job, error: DenoisingError) -> None:
-        """End a job that waits; one that has rows is ended by the loop, at its next step."""
+    def _abort(self, job: Job, error: DenoisingError) -> None:
+        """Reject a job that waits; one that runs is stopped by the loop, after the present forward."""
         with self._changed:
             if job in self._waiting:
                 self._waiting.remove(job)
-                self._refuse(job, error)
-                self._give_rows()  # it may have been the one that held up those behind it
+                self._reject(job, error)
+                self._schedule_waiting()  # it may have been the one that held up those behind it
             else:
-                job.drop(error)
+                job.abort(error)
 
-    def _refuse(self, job: Job, error: DenoisingError) -> None:
+    def _reject(self, job: Job, error: DenoisingError) -> None:
         self._metrics.count_request(error)
         job.future.set_exception(error)
 
@@ -253,10 +254,10 @@ def _shutdown_error() -> ShutdownError:
 
 
 def _tick(loop: DenoisingLoop) -> list[Job]:
-    """Do a tick; a fault of the loop itself ends the jobs that it had, and not the thread."""
+    """Do a tick; a fault of the loop itself fails the jobs that it had, and doesn't end the thread."""
     try:
         return loop.tick()
     except Exception as error:
         for job in loop.jobs:
-            job.drop(ForwardError(f"the denoising loop failed ({type(error).__name__}: {error})."))
+            job.abort(ForwardError(f"the denoising loop failed ({type(error).__name__}: {error})."))
         return loop.tick()

@@ -17,18 +17,13 @@ NUM_NOISES = 2
 """The first two tensors of a waveform are its noise predictions: the unconditional one, and the one with the prompt."""
 
 
-def never() -> bool:
-    """Return False: nobody cancels."""
-    return False
-
-
 @dataclass(frozen=True)
 class Progress:
     """How far a request is.
 
     Attributes:
-        step: Forwards that are done.
-        total_steps: How many there will be.
+        step: Scheduler steps that are done.
+        total_steps: How many there will be: the request's num_inference_steps.
         is_waiting: Whether it is in the queue.
         requests_ahead: Requests before it in the queue.
     """
@@ -39,8 +34,13 @@ class Progress:
     requests_ahead: int = 0
 
 
-def tell_nobody(_: Progress) -> None:
-    """Do nothing: nobody watches."""
+def not_cancelled() -> bool:
+    """Return False: the default of a request that can't be cancelled."""
+    return False
+
+
+def ignore_progress(_: Progress) -> None:
+    """Do nothing: the default of a request whose progress isn't watched."""
 
 
 @dataclass(eq=False)
@@ -48,20 +48,22 @@ class Job:
     """A request with the state of its denoising.
 
     A *row* is one entry of the UNet's batch. A waveform has one, or with guidance two: the unconditional one and then
-    the one with the prompt. A job's rows go through the UNet in one forward or in several; then the job does its step.
+    the one with the prompt. When all rows of a job have gone through the UNet, in one call or in several, the job has
+    done a forward, and its latents move on to the next timestep. A scheduler step takes one forward or, with some
+    schedulers, two or more.
 
     Attributes:
         request: What was asked for.
         steps: The scheduler.
         deadline: When the client's time is up, on the loop's clock; None for never.
         is_cancelled: Asks whether the client still wants it; may be slow.
-        on_progress: Is told how far it is; may be slow.
+        on_progress: Called with how far it is; may be slow.
         arrived_s: When it came, on the loop's clock.
         future: Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
         forwards_done: How many of `steps.timesteps` are behind it.
-        rows_done: Rows of the present step that have gone through the UNet.
+        rows_done: Rows of the present forward that have gone through the UNet.
         used_s: Seconds of the UNet's time that it has had, its share of forwards with others.
-        owed_s: Seconds that an equal share of the time since it was admitted would have been.
+        fair_share_s: Seconds that an equal share of the time since it was admitted would have been.
         conditioning: Set by the loop: of the request's prompts, with guidance negative ones first, one row each.
         tensors: Set by the loop: float32 [waveforms, 2 + memory, channels, frames, bins]: the two noise predictions,
             the latents, and what else the scheduler remembers.
@@ -70,14 +72,14 @@ class Job:
     request: DenoisingRequest
     steps: Steps
     deadline: float | None = None
-    is_cancelled: Callable[[], bool] = never
-    on_progress: Callable[[Progress], object] = tell_nobody
+    is_cancelled: Callable[[], bool] = not_cancelled
+    on_progress: Callable[[Progress], object] = ignore_progress
     arrived_s: float = 0.0
     future: "Future[Tensor]" = field(default_factory=Future)
     forwards_done: int = 0
     rows_done: int = 0
     used_s: float = 0.0
-    owed_s: float = 0.0
+    fair_share_s: float = 0.0
     conditioning: Conditioning = field(init=False)
     tensors: Tensor = field(init=False)
     _error: DenoisingError | None = None
@@ -88,11 +90,21 @@ class Job:
         return len(self.steps.timesteps)
 
     @property
+    def num_steps(self) -> int:
+        """Scheduler steps from noise to result, as the request asks for them."""
+        return self.request.scheduler.num_inference_steps
+
+    @property
+    def steps_done(self) -> int:
+        """Scheduler steps that are done: those whose forwards are, where each step takes equally many."""
+        return self.forwards_done * self.num_steps // self.num_forwards
+
+    @property
     def progress(self) -> str:
         """How far it is, for a sentence."""
         if not hasattr(self, "tensors"):
             return "before there was room in the denoising loop"
-        return f"after {self.forwards_done} of {self.num_forwards} steps"
+        return f"after {self.steps_done} of {self.num_steps} steps"
 
     def deadline_error(self, now: float) -> DeadlineError | None:
         """Return an error once the client's time is up."""
@@ -102,12 +114,12 @@ class Job:
 
     @property
     def latents(self) -> Tensor:
-        """Float32 [waveforms, channels, frames, bins]."""
+        """The present latents, float32 [waveforms, channels, frames, bins]."""
         return self.tensors[:, NUM_NOISES]
 
     @property
     def error(self) -> DenoisingError | None:
-        """Why it shall stop, if it shall."""
+        """Why it must stop; None while it goes on."""
         return self._error
 
     @property
@@ -123,8 +135,8 @@ class Job:
         self.tensors = torch.zeros(waveforms, NUM_NOISES + self.steps.memory, *shape, device=unet.device)
         self.latents.copy_(self.steps.noise(self.request.latents_shape))
 
-    def drop(self, error: DenoisingError) -> None:
-        """Ask the loop to stop it, at the next step; safe from any thread. The first reason counts."""
+    def abort(self, error: DenoisingError) -> None:
+        """Ask the loop to stop it after the present forward; safe from any thread. The first reason counts."""
         self._error = self._error or error
 
     def prompt_of_row(self) -> Tensor:
@@ -136,12 +148,12 @@ class Job:
         return torch.stack([prompt, prompts + prompt], dim=1).flatten()
 
     def guided_coefficients(self) -> np.ndarray:
-        """Return the present step's weights, for a linear scheduler; float32 [memory, 2 + memory].
+        """Return the present forward's weights, for a linear scheduler; float32 [memory, 2 + memory].
 
         Columns: the unconditional noise prediction, the one with the prompt, the state. Guidance is the weighted sum
         (1 - scale) * unconditional + scale * with prompt.
         """
         weights = self.steps.table.coefficients[self.forwards_done]  # type: ignore[union-attr]
-        scale = self.request.guidance_scale if self.request.do_classifier_free_guidance else 1.0
+        scale = 1.0 if self.request.guidance_scale is None else self.request.guidance_scale
         noise = weights[:, -1:]
         return np.concatenate([noise * (1.0 - scale), noise * scale, weights[:, :-1]], axis=1, dtype=np.float32)

@@ -3,31 +3,31 @@
 from dataclasses import dataclass
 
 from denoising_errors import InvalidRequestError
-from scheduler_steps import SchedulerRequest
+from denoising_options import MAX_SEED, DenoisingOptions, SchedulerOptions
 from torch import Tensor
-
-NUM_BINS = 16
-"""Of the latents, as all checkpoints have them."""
+from unet_shapes import NUM_BINS, UNetSizes
 
 MAX_STEPS = 10_000
 """For direct calls of the model; what a client may ask of the ensemble is the tokenizer's business."""
 
 
 @dataclass(frozen=True)
-class UNetSizes:
-    """What a checkpoint's UNet expects.
+class SchedulerRequest:
+    """Which steps are wanted.
 
     Attributes:
-        num_channels: Of the latents.
-        generated_width: Of GPT-2's vectors.
-        prompt_width: Of T5's states.
-        max_tokens: T5 states in a row, at most.
+        name: A class of diffusers.
+        options: What differs from the checkpoint's scheduler configuration.
+        num_inference_steps: At least 1.
+        eta: DDIM's noise, 0 to 1.
+        seed: Of the noise that a scheduler draws.
     """
 
-    num_channels: int
-    generated_width: int
-    prompt_width: int
-    max_tokens: int
+    name: str
+    options: SchedulerOptions
+    num_inference_steps: int
+    eta: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class DenoisingRequest:
         prompt_embeds: float32 [rows, tokens, T5 width].
         attention_mask: int64 [rows, tokens], 0 for padding.
         latents_shape: Waveforms, channels, frames, bins. Each prompt makes equally many consecutive waveforms.
-        guidance_scale: Up to 1, there is no guidance.
+        guidance_scale: None for no guidance.
         scheduler: The steps, and the seed of the noise.
     """
 
@@ -48,13 +48,41 @@ class DenoisingRequest:
     prompt_embeds: Tensor
     attention_mask: Tensor
     latents_shape: tuple[int, int, int, int]
-    guidance_scale: float
+    guidance_scale: float | None
     scheduler: SchedulerRequest
+
+    @classmethod
+    def from_options(
+        cls, generated_prompt_embeds: Tensor, prompt_embeds: Tensor, attention_mask: Tensor, options_json: bytes
+    ) -> "DenoisingRequest":
+        """Read the JSON that the tokenizer makes of the public inputs (its GenerationRequest.denoising_options).
+
+        Raises:
+            InvalidRequestError: An option is missing, unknown, or not of its kind.
+        """
+        options = DenoisingOptions(options_json)
+        waveforms, channels, frames, bins = options.sizes("latents_shape", 4)
+        request = cls(
+            generated_prompt_embeds,
+            prompt_embeds,
+            attention_mask,
+            latents_shape=(waveforms, channels, frames, bins),
+            guidance_scale=options.number_or_none("guidance_scale"),
+            scheduler=SchedulerRequest(
+                name=options.text("scheduler"),
+                options=options.scheduler_options("scheduler_options"),
+                num_inference_steps=options.integer("num_inference_steps", 1, MAX_STEPS),
+                eta=options.number("eta"),
+                seed=options.integer("seed", 0, MAX_SEED),
+            ),
+        )
+        options.refuse_others()
+        return request
 
     @property
     def do_classifier_free_guidance(self) -> bool:
         """Whether the unconditional half is computed."""
-        return self.guidance_scale > 1.0
+        return self.guidance_scale is not None
 
     @property
     def rows_per_waveform(self) -> int:
@@ -87,11 +115,6 @@ class DenoisingRequest:
             InvalidRequestError: A tensor doesn't fit the others, or the UNet.
         """
         self._check_embeds(sizes)
-        if not 1 <= self.scheduler.num_inference_steps <= MAX_STEPS:
-            raise InvalidRequestError(
-                f"num_inference_steps is out of bounds: it must be between 1 and {MAX_STEPS}, "
-                f"got {self.scheduler.num_inference_steps}."
-            )
         waveforms, channels, frames, bins = self.latents_shape
         if min(self.latents_shape) < 1 or channels != sizes.num_channels:
             raise InvalidRequestError(
@@ -106,7 +129,7 @@ class DenoisingRequest:
         if self.num_prompts < 1 or len(self.prompt_embeds) % self.rows_per_waveform:
             raise InvalidRequestError(
                 f"prompt_embeds must have a row for each prompt, and with guidance one more for each negative prompt, "
-                f"got {len(self.prompt_embeds)} rows at guidance_scale {self.guidance_scale:g}."
+                f"got {len(self.prompt_embeds)} rows and guidance_scale {self.guidance_scale}."
             )
         if waveforms % self.num_prompts:
             raise InvalidRequestError(

@@ -28,7 +28,7 @@ class DistinctRows:
 
     @contextmanager
     def shared(self, latents: Tensor, timesteps: Tensor) -> Iterator[None]:
-        """Share what equal neighbours have in common, in the forward that is done meanwhile.
+        """Share what equal neighbours have in common, in the forward inside the block.
 
         Args:
             latents: [rows, channels, frames, bins], compared bit by bit.

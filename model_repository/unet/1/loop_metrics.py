@@ -17,9 +17,9 @@ class Counts:
     """What has happened.
 
     Attributes:
-        steps: Steps of requests.
+        steps: Scheduler steps that were done, of all requests.
         rows_of_forwards: Rows of each forward of the UNet.
-        seconds_of_forwards: Of each, with the schedulers' steps that followed.
+        seconds_of_forwards: Seconds of each, with what the schedulers did after it.
         requests: By outcome (`finished`, `failed`, `refused`, `cancelled`, `deadline`) and reason (`ok`, or the error's
             class).
     """
@@ -38,14 +38,14 @@ class Counts:
 
 
 class LoopMetrics:
-    """Counts what happens in the loop, until somebody takes the counts. Safe to be used by several threads."""
+    """Counts what happens in the loop, until the counts are taken. Safe to be used by several threads."""
 
     def __init__(self) -> None:
         self._counts = Counts()
         self._lock = threading.Lock()
 
     def count_forward(self, rows: int, seconds: float, steps: int) -> None:
-        """Count one forward, and the steps of requests that followed it."""
+        """Count one forward, and the scheduler steps that it completed."""
         with self._lock:
             self._counts.steps += steps
             self._counts.rows_of_forwards.append(rows)
@@ -65,7 +65,7 @@ class LoopMetrics:
 
 
 class PublishedMetrics:
-    """Metrics of Triton's.
+    """Publishes the counts as metrics of Triton's.
 
     Each update is a round trip to the server: it isn't made in the loop, but from time to time for all that happened.
 
@@ -85,7 +85,7 @@ class PublishedMetrics:
             return self._families[-1]
 
         counter, gauge, histogram = metric_family.COUNTER, metric_family.GAUGE, metric_family.HISTOGRAM
-        self._steps = family("steps_total", "Steps of requests", counter).Metric(labels=self._labels)
+        self._steps = family("steps_total", "Scheduler steps of requests", counter).Metric(labels=self._labels)
         self._rows = family("rows_per_forward", "Rows of a forward of the UNet", histogram).Metric(
             labels=self._labels, buckets=list(ROWS_BUCKETS)
         )

@@ -1,12 +1,15 @@
 """The parameters of the model `unet`, from its `config.pbtxt`."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from unet_forward import FixedShape, Preparation
+from unet_shapes import FixedShape, Preparation
+
+if TYPE_CHECKING:
+    from config_parameters import ConfigParameters
 
 DTYPES = {"as_exported": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -31,99 +34,70 @@ class LoopOptions:
         preparation: Compilation and CUDA graphs.
     """
 
-    max_rows: int = 32
-    max_queue_size: int = 32
-    queue_timeout_s: float = 600.0
-    frames_per_forward: int | None = None
-    max_latent_frames: int = 16_384
-    text_buckets: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    poll_interval_s: float = 0.05
-    drain_timeout_s: float = 20.0
-    dtype: torch.dtype | None = None
-    preparation: Preparation = field(default_factory=Preparation)
+    max_rows: int
+    max_queue_size: int
+    queue_timeout_s: float
+    frames_per_forward: int | None
+    max_latent_frames: int
+    text_buckets: tuple[int, ...]
+    poll_interval_s: float
+    drain_timeout_s: float
+    dtype: torch.dtype | None
+    preparation: Preparation
 
     def max_frames_per_forward(self, device: torch.device) -> int:
         """Return the budget of a forward on `device`."""
         return self.frames_per_forward or DEFAULT_FRAMES_PER_FORWARD[device.type]
 
     @classmethod
-    def from_parameters(cls, parameters: Mapping[str, str]) -> "LoopOptions":
+    def from_parameters(cls, parameters: "ConfigParameters") -> "LoopOptions":
         """Read the `parameters` of config.pbtxt.
 
         Raises:
             ValueError: One is missing, unknown or out of bounds; the text names it.
         """
-        reader = _Reader(parameters)
         options = cls(
-            max_rows=reader.count("max_rows"),
-            max_queue_size=reader.count("max_queue_size"),
-            queue_timeout_s=float(reader.count("queue_timeout_s")),
-            frames_per_forward=reader.count_or_auto("max_frames_per_forward"),
-            max_latent_frames=reader.count("max_latent_frames"),
-            text_buckets=reader.rising_counts("text_buckets"),
-            poll_interval_s=reader.count("poll_interval_ms") / 1000,
-            drain_timeout_s=float(reader.count("drain_timeout_s")),
-            dtype=DTYPES[reader.choice("dtype", tuple(DTYPES))],
+            max_rows=parameters.count("max_rows"),
+            max_queue_size=parameters.count("max_queue_size"),
+            queue_timeout_s=float(parameters.count("queue_timeout_s")),
+            frames_per_forward=_count_or_auto(parameters, "max_frames_per_forward"),
+            max_latent_frames=parameters.count("max_latent_frames"),
+            text_buckets=_rising_counts(parameters, "text_buckets"),
+            poll_interval_s=parameters.count("poll_interval_ms") / 1000,
+            drain_timeout_s=float(parameters.count("drain_timeout_s")),
+            dtype=DTYPES[parameters.choice("dtype", tuple(DTYPES))],
             preparation=Preparation(
-                compile_backend=reader.text("compile_backend"),
-                use_cuda_graphs=reader.choice("cuda_graphs", ("on", "off")) == "on",
-                fixed_shapes=reader.fixed_shapes("fixed_shapes"),
-                cache_folder=_folder(reader.text("compile_cache")),
+                compile_backend=parameters.text("compile_backend"),
+                use_cuda_graphs=parameters.choice("cuda_graphs", ("on", "off")) == "on",
+                fixed_shapes=_fixed_shapes(parameters, "fixed_shapes"),
+                cache_folder=_folder(parameters.text("compile_cache")),
             ),
         )
-        reader.refuse_others()
+        parameters.refuse_others()
         return options
 
 
-class _Reader:
-    """Reads parameters by name, with an error that names what is wrong."""
+def _rising_counts(parameters: "ConfigParameters", name: str) -> tuple[int, ...]:
+    text = parameters.text(name)
+    counts = tuple(parameters.parse_count(name, part) for part in text.split(","))
+    if list(counts) != sorted(set(counts)):
+        raise ValueError(f"config.pbtxt: parameter {name} must be in rising order, got {text!r}.")
+    return counts
 
-    def __init__(self, parameters: Mapping[str, str]) -> None:
-        self._parameters = parameters
-        self._known: list[str] = []
 
-    def text(self, name: str) -> str:
-        self._known.append(name)
-        if name not in self._parameters:
-            raise ValueError(f"config.pbtxt: parameter {name} is missing.")
-        return self._parameters[name].strip()
+def _fixed_shapes(parameters: "ConfigParameters", name: str) -> tuple[FixedShape, ...]:
+    shapes = []
+    for part in filter(None, (part.strip() for part in parameters.text(name).split(","))):
+        sizes = [parameters.parse_count(name, size) for size in part.split("x")]
+        if len(sizes) != 3:
+            raise ValueError(f"config.pbtxt: parameter {name} must be ROWSxFRAMESxTOKENS, got {part!r}.")
+        shapes.append(FixedShape(*sizes))
+    return tuple(sorted(set(shapes)))
 
-    def count(self, name: str) -> int:
-        return self._count(name, self.text(name))
 
-    def count_or_auto(self, name: str) -> int | None:
-        text = self.text(name)
-        return None if text == "auto" else self._count(name, text)
-
-    def rising_counts(self, name: str) -> tuple[int, ...]:
-        counts = tuple(self._count(name, part) for part in self.text(name).split(","))
-        if list(counts) != sorted(set(counts)):
-            raise ValueError(f"config.pbtxt: parameter {name} must be in rising order, got {self.text(name)!r}.")
-        return counts
-
-    def choice(self, name: str, choices: tuple[str, ...]) -> str:
-        text = self.text(name)
-        if text not in choices:
-            raise ValueError(f"config.pbtxt: parameter {name} must be one of {', '.join(choices)}, got {text!r}.")
-        return text
-
-    def fixed_shapes(self, name: str) -> tuple[FixedShape, ...]:
-        shapes = []
-        for part in filter(None, (part.strip() for part in self.text(name).split(","))):
-            sizes = [self._count(name, size) for size in part.split("x")]
-            if len(sizes) != 3:
-                raise ValueError(f"config.pbtxt: parameter {name} must be ROWSxFRAMESxTOKENS, got {part!r}.")
-            shapes.append(FixedShape(*sizes))
-        return tuple(sorted(set(shapes)))
-
-    def refuse_others(self) -> None:
-        if unknown := sorted(self._parameters.keys() - set(self._known)):
-            raise ValueError(f"config.pbtxt: unknown parameter {unknown[0]}; known are {', '.join(self._known)}.")
-
-    def _count(self, name: str, text: str) -> int:
-        if not (text.strip().isascii() and text.strip().isdigit() and int(text) > 0):
-            raise ValueError(f"config.pbtxt: parameter {name} must be a positive whole number, got {text!r}.")
-        return int(text)
+def _count_or_auto(parameters: "ConfigParameters", name: str) -> int | None:
+    text = parameters.text(name)
+    return None if text == "auto" else parameters.parse_count(name, text)
 
 
 def _folder(text: str) -> Path | None:

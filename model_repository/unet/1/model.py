@@ -1,44 +1,43 @@
 """Triton adapter of the denoising loop."""
 
-import importlib
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import json
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from denoising_engine import DenoisingEngine
-from denoising_errors import DenoisingError, InvalidRequestError, RequestCancelledError
+from denoising_errors import DenoisingError, RequestCancelledError
 from denoising_job import Progress
 from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics, PublishedMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
-from scheduler_steps import SchedulerRequest, SchedulerSteps
+from scheduler_steps import SchedulerSteps
 from unet_forward import UNetForward
+
+if TYPE_CHECKING:
+    from job_entry import JobEntry
+    from stage_setup import StageSetup
 
 
 class TritonPythonModel:
     """Denoises latents, of several requests together; one response for each request, when it is ready.
 
-    `execute` hands requests to the engine and returns at once. The queue is the engine's (docs/denoising.md tells why).
+    `execute` hands requests to the engine and returns at once. The queue is the engine's (docs/denoising.md says why).
 
     Inputs (`rows`: the prompts, with guidance after as many negative prompts):
         generated_prompt_embeds: FP32 [rows, 8, GPT-2 width].
         prompt_embeds: FP32 [rows, tokens, T5 width].
         attention_mask: INT64 [rows, tokens].
-        latents_shape: INT64 [4], waveforms, channels, frames, bins.
-        num_inference_steps: INT32 [1].
-        guidance_scale: FP32 [1].
-        seed: INT64 [1].
-        scheduler: BYTES [1], the name of a class.
-        scheduler_options: BYTES [1], JSON, what differs from the checkpoint's scheduler configuration.
-        eta: FP32 [1].
+        denoising_options: BYTES [1], the JSON object that DenoisingRequest.from_options reads.
         deadline_unix_us: INT64 [1], optional, when the client's time is up; 0 for never. The request parameter
             `timeout` (microseconds, from now on) holds as well.
         job_ticket: INT64 [1], optional, of the entry on the job board that an earlier stage made; 0 for none. Without
@@ -50,17 +49,16 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the UNet and the scheduler's configuration, and start the loop."""
-        folder = Path(args["model_repository"]) / args["model_version"]
-        parameters = json.loads(args["model_config"])["parameters"]
-        self._board = _open_board(args, parameters.pop("jobs_model")["string_value"])
-        options = LoopOptions.from_parameters({key: value["string_value"] for key, value in parameters.items()})
+        stage = _set_up(args)
+        self._board = stage.board
+        options = LoopOptions.from_parameters(stage.parameters)
         on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
         device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
-        schedulers = NoiseSchedulers.load(folder / "scheduler" / "scheduler_config.json")
+        schedulers = NoiseSchedulers.load(stage.folder / "scheduler" / "scheduler_config.json")
         labels = {"model": args["model_name"], "version": args["model_version"]}
         metrics = LoopMetrics()
         self._engine = DenoisingEngine(
-            lambda: _load_unet(folder / "unet", device, options),
+            lambda: _load_unet(stage.folder / "unet", device, options),
             SchedulerSteps(schedulers, device),
             options,
             metrics,
@@ -68,7 +66,7 @@ class TritonPythonModel:
         )
         self._responder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="responder")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse | None]:
         """Start each request, or refuse it; None stands for a response that comes later."""
         return [self._start_or_refuse(request) for request in requests]
 
@@ -77,7 +75,7 @@ class TritonPythonModel:
         self._engine.close()
         self._responder.shutdown()
 
-    def _start_or_refuse(self, request: Any) -> Any:
+    def _start_or_refuse(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse | None:
         entry, state_after = self._entry(request)
         try:
             self._engine.check_queue()
@@ -94,14 +92,16 @@ class TritonPythonModel:
             future.add_done_callback(self._answer_later(sender, entry, state_after))
         return None
 
-    def _entry(self, request: Any) -> tuple[Any, str]:
+    def _entry(self, request: pb_utils.InferenceRequest) -> tuple[JobEntry, str]:
         """Return the request's entry on the job board, and its state once it is denoised."""
         ticket = pb_utils.get_input_tensor_by_name(request, "job_ticket")
         if ticket is None:
-            return self._board.enter(self._board.id_of(request)), "done"
-        return self._board.take_up(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
+            return self._board.create_entry(self._board.id_of(request)), "done"
+        return self._board.open_entry(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
 
-    def _start(self, request: Any, entry: Any, sender: Any) -> "Future[torch.Tensor]":
+    def _start(
+        self, request: pb_utils.InferenceRequest, entry: JobEntry, sender: pb_utils.InferenceResponseSender
+    ) -> Future[torch.Tensor]:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         return self._engine.submit(
             _denoising_request(inputs),
@@ -110,15 +110,20 @@ class TritonPythonModel:
             on_progress=_report_to(entry),
         )
 
-    def _answer_later(self, sender: Any, entry: Any, state_after: str) -> Callable[["Future[torch.Tensor]"], object]:
-        """Return a callback that answers in a thread of its own: sending takes a while, and the loop shan't wait."""
+    def _answer_later(
+        self, sender: pb_utils.InferenceResponseSender, entry: JobEntry, state_after: str
+    ) -> Callable[[Future[torch.Tensor]], object]:
+        """Return a callback that answers in a thread of its own: sending takes a while, and the loop must not wait."""
         return lambda future: self._responder.submit(_answer, sender, future, entry, state_after)
 
 
-def _open_board(args: dict[str, str], jobs_model: str) -> Any:
-    """Return the job board, whose module lies with the model `jobs_model`, beside this one."""
+def _set_up(args: dict[str, str]) -> StageSetup:
+    """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
+    jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
-    return importlib.import_module("job_board").open_board(jobs_model, pb_utils.Logger.log_warn)
+    from stage_setup import set_up_stage
+
+    return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
 def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNetForward:
@@ -130,28 +135,12 @@ def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNet
 
 def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:
     """Copy what is needed out of a request."""
-    waveforms, channels, frames, bins = inputs["latents_shape"].tolist()
-    return DenoisingRequest(
-        generated_prompt_embeds=torch.tensor(inputs["generated_prompt_embeds"]),
-        prompt_embeds=torch.tensor(inputs["prompt_embeds"]),
-        attention_mask=torch.tensor(inputs["attention_mask"]),
-        latents_shape=(waveforms, channels, frames, bins),
-        guidance_scale=float(inputs["guidance_scale"][0]),
-        scheduler=SchedulerRequest(
-            name=_text(inputs, "scheduler"),
-            options_json=_text(inputs, "scheduler_options"),
-            num_inference_steps=int(inputs["num_inference_steps"][0]),
-            eta=float(inputs["eta"][0]),
-            seed=int(inputs["seed"][0]),
-        ),
+    return DenoisingRequest.from_options(
+        torch.tensor(inputs["generated_prompt_embeds"]),
+        torch.tensor(inputs["prompt_embeds"]),
+        torch.tensor(inputs["attention_mask"]),
+        inputs["denoising_options"][0],
     )
-
-
-def _text(inputs: dict[str, np.ndarray], name: str) -> str:
-    try:
-        return inputs[name][0].decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequestError(f"{name} must be UTF-8, and byte {error.start} of it isn't.") from None
 
 
 def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
@@ -164,7 +153,7 @@ def _deadline(inputs: dict[str, np.ndarray], timeout_us: int) -> float | None:
     return min(deadlines, default=None)
 
 
-def _report_to(entry: Any) -> Callable[[Progress], None]:
+def _report_to(entry: JobEntry) -> Callable[[Progress], None]:
     return lambda progress: entry.report(
         "queued" if progress.is_waiting else "denoising", progress.step, progress.total_steps, progress.requests_ahead
     )
@@ -174,7 +163,9 @@ def _state_of(error: DenoisingError) -> str:
     return "cancelled" if isinstance(error, RequestCancelledError) else "failed"
 
 
-def _answer(sender: Any, future: "Future[torch.Tensor]", entry: Any, state_after: str) -> None:
+def _answer(
+    sender: pb_utils.InferenceResponseSender, future: Future[torch.Tensor], entry: JobEntry, state_after: str
+) -> None:
     error = future.exception()
     if isinstance(error, DenoisingError):
         entry.end(_state_of(error))
@@ -184,11 +175,11 @@ def _answer(sender: Any, future: "Future[torch.Tensor]", entry: Any, state_after
         _send(sender, pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))
 
 
-def _error_response(error: DenoisingError) -> Any:
+def _error_response(error: DenoisingError) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(error.message, getattr(pb_utils.TritonError, error.code))
     )
 
 
-def _send(sender: Any, response: Any) -> None:
+def _send(sender: pb_utils.InferenceResponseSender, response: pb_utils.InferenceResponse) -> None:
     sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

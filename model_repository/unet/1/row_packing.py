@@ -1,4 +1,4 @@
-"""Jobs with latents of one size, packed so that a forward and a step take few operations, whatever their number."""
+"""Packs jobs with latents of one size, so that a forward takes few operations, whatever their number."""
 
 from dataclasses import dataclass
 
@@ -67,19 +67,19 @@ class PackedJobs:
         return latents.mul_(scales[:, None, None, None]), timesteps, selection.conditioning
 
     def store(self, ranges: tuple[RowRange, ...], noise_pred: Tensor) -> None:
-        """Keep the UNet's output until the jobs do their steps."""
+        """Keep the UNet's output until all rows of the jobs are done."""
         self._slots.index_copy_(0, self._select(ranges).noise, noise_pred)
         for rows in ranges:
             rows.job.rows_done += len(rows)
 
-    def step(self, jobs: list[Job]) -> None:
-        """Do the steps of `jobs`, all rows of which have gone through the UNet; one that fails is dropped."""
+    def advance(self, jobs: list[Job]) -> None:
+        """Move `jobs`, all rows of which have gone through the UNet, to their next timestep; abort those that fail."""
         linear = [job for job in jobs if isinstance(job.steps, LinearSteps)]
         if linear:
-            self._linear_step(linear)
+            self._advance_linear(linear)
         for job in jobs:
             if job not in linear:
-                self._diffusers_step(job)
+                self._advance_by_diffusers(job)
             job.rows_done = 0
             job.forwards_done += 1
 
@@ -87,7 +87,7 @@ class PackedJobs:
         repeated = np.repeat(np.array(values, np.float32), [len(rows) for rows in ranges])
         return torch.from_numpy(repeated).to(self._device)
 
-    def _linear_step(self, jobs: list[Job]) -> None:
+    def _advance_linear(self, jobs: list[Job]) -> None:
         """Multiply every waveform's state, below its noise predictions, by its own matrix."""
         memory = self._memory
         weights = np.zeros((len(self._packed), memory, NUM_NOISES + memory), np.float32)
@@ -98,18 +98,18 @@ class PackedJobs:
         flat = self._packed.flatten(2)
         flat[:, NUM_NOISES:] = torch.bmm(torch.from_numpy(weights).to(self._device), flat)
 
-    def _diffusers_step(self, job: Job) -> None:
+    def _advance_by_diffusers(self, job: Job) -> None:
         unconditional, with_prompt = job.tensors[:, :NUM_NOISES].unbind(1)
         noise_pred = with_prompt
-        if job.request.do_classifier_free_guidance:
+        if job.request.guidance_scale is not None:
             noise_pred = unconditional + job.request.guidance_scale * (with_prompt - unconditional)
         try:
             job.latents.copy_(job.steps.step(job.forwards_done, noise_pred, job.latents.clone()))  # type: ignore[union-attr]
         except DenoisingError as error:
-            job.drop(error)
+            job.abort(error)
 
     def _select(self, ranges: tuple[RowRange, ...]) -> "_Selection":
-        """Return where these rows are; it is the same from step to step as long as nobody comes or goes."""
+        """Return where these rows are; it is the same from forward to forward while no job comes or goes."""
         if self._selection is None or self._selection.ranges != ranges:
             self._selection = self._make_selection(ranges)
         return self._selection

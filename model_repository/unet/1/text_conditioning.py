@@ -137,7 +137,7 @@ def _attentions(unet: AudioLDM2UNet2DConditionModel, block: Any) -> Iterator[tup
 
 
 def _merge(attentions: list[Attention]) -> nn.Linear:
-    """Move the layers' projections into one linear layer, and tell each layer its columns."""
+    """Move the layers' projections into one linear layer, and give each layer its columns."""
     parts = []
     start = 0
     for attention in attentions:

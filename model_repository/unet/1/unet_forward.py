@@ -1,56 +1,18 @@
 """One forward of the UNet over rows of several requests."""
 
-import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from denoising_request import NUM_BINS, UNetSizes
+from cpu_layers import use_onednn_linear, use_transposed_upsampling
 from diffusers import AudioLDM2UNet2DConditionModel
 from distinct_rows import DistinctRows
-from onednn_linear import use_onednn_linear
+from fixed_shape_forward import FixedShapeForward, use_compile_cache
 from safetensors import safe_open
-from text_conditioning import MASK_OF_PADDING, Conditioning, TextProjection
+from text_conditioning import Conditioning, TextProjection
 from torch import Tensor
-from transposed_upsampling import use_transposed_upsampling
-
-NUM_VECTORS = 8
-"""Of GPT-2's, as all checkpoints have them: for shapes that are prepared beforehand."""
-
-Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
-"""Latents [rows, channels, frames, bins], timesteps float32 [rows], conditioning -> noise predictions."""
-
-
-@dataclass(frozen=True, order=True)
-class FixedShape:
-    """A shape for which the forward is prepared beforehand: compiled, or captured as a CUDA graph."""
-
-    rows: int
-    frames: int
-    tokens: int
-
-    def __str__(self) -> str:
-        return f"{self.rows}x{self.frames}x{self.tokens}"
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How the forward is made fast.
-
-    Attributes:
-        compile_backend: Of `torch.compile`, such as `inductor`; empty for eager.
-        use_cuda_graphs: Whether each fixed shape is captured. Without a GPU, it does nothing.
-        fixed_shapes: What is prepared; other shapes run eagerly.
-        cache_folder: Where compiled artefacts are kept; it is made private to its owner, since whoever can write there
-            can run code here.
-    """
-
-    compile_backend: str = ""
-    use_cuda_graphs: bool = False
-    fixed_shapes: tuple[FixedShape, ...] = ()
-    cache_folder: Path | None = None
+from unet_shapes import NUM_BINS, NUM_VECTORS, FixedShape, Preparation, UNetSizes
 
 
 class UNetForward:
@@ -121,7 +83,7 @@ class UNetForward:
     def prepare(self, preparation: Preparation) -> Iterator[tuple[FixedShape, float]]:
         """Compile and capture every fixed shape; yield each with the seconds that it took."""
         if preparation.compile_backend and preparation.cache_folder:
-            _use_compile_cache(preparation.cache_folder)
+            use_compile_cache(preparation.cache_folder)
         function = self._eager
         if preparation.compile_backend:
             limit = max(torch._dynamo.config.recompile_limit, len(preparation.fixed_shapes))
@@ -174,82 +136,8 @@ class UNetForward:
         )
 
 
-class FixedShapeForward:
-    """A forward over inputs that stay where they are, as CUDA graphs need it; missing rows and tokens are blank.
-
-    Args:
-        function: The forward, eager or compiled.
-        latents, timesteps, conditioning: Where the inputs stay.
-        capture: Whether to record a CUDA graph, and to replay it from then on.
-    """
-
-    def __init__(
-        self, function: Forward, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, capture: bool
-    ) -> None:
-        self._function = function
-        self._latents, self._timesteps, self._conditioning = latents, timesteps, conditioning
-        self._loaded: Conditioning | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
-        for _ in range(2):  # the first compiles, the second lets libraries choose their kernels
-            self._output = self._run()
-        if capture:
-            self._capture()
-
-    def __call__(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict the noise of rows that fit."""
-        rows = len(latents)
-        self._latents[:rows].copy_(latents)
-        self._timesteps[:rows].copy_(timesteps)
-        self._load(conditioning)
-        if self._graph is None:
-            return self._run()[:rows]
-        self._graph.replay()
-        return self._output[:rows].clone()
-
-    def _run(self) -> Tensor:
-        return self._function(self._latents, self._timesteps, self._conditioning)
-
-    def _load(self, conditioning: Conditioning) -> None:
-        """Copy the text of all rows, unless it is the same as last time."""
-        if conditioning is self._loaded:
-            return
-        rows, tokens = conditioning.attention_mask.shape
-        self._conditioning.generated[:rows].copy_(conditioning.generated)
-        self._conditioning.prompt[:rows, :tokens].copy_(conditioning.prompt)
-        self._conditioning.prompt[:rows, tokens:] = 0
-        self._conditioning.attention_mask[:rows, :tokens].copy_(conditioning.attention_mask)
-        self._conditioning.attention_mask[:rows, tokens:] = MASK_OF_PADDING
-        self._loaded = conditioning
-
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = self._run()
-
-
 def _stored_dtype(folder: Path) -> torch.dtype:
     """Return the type that the weights in `folder` were saved in."""
     file = min(folder.glob("*.safetensors"), key=lambda path: len(path.name))  # not a variant, such as `.fp16.`
     with safe_open(file, framework="pt") as tensors:
         return next(tensors.get_tensor(name).dtype for name in tensors.keys())  # noqa: SIM118
-
-
-def _use_compile_cache(folder: Path) -> None:
-    """Let Inductor keep what it compiles in `folder`.
-
-    Raises:
-        PermissionError: Others may write there, and could so run code here.
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(
-            f"{folder} holds compiled code, and others can write there: make it yours (chown, chmod 700), or set the "
-            "parameter compile_cache to another folder."
-        )
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)

@@ -1,5 +1,7 @@
 """The Python-based backend `onnxruntime`: Triton's native ONNX Runtime backend, stood in for by the pip package."""
 
+from __future__ import annotations  # Triton's classes are in its module only after this one is imported
+
 import json
 import sys
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ class TritonPythonModel:
         except ConfigError as error:
             raise pb_utils.TritonModelException(str(error)) from error
 
-    def execute(self, requests: Sequence[Any]) -> list[Any]:
+    def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, in order, with its requested outputs or with its own error."""
         if self._session is None:
             raise pb_utils.TritonModelException("the model has been unloaded")
@@ -60,14 +62,14 @@ def _device_id(args: dict[str, str]) -> int | None:
     return None
 
 
-def _request(request: Any) -> Request:
+def _request(request: pb_utils.InferenceRequest) -> Request:
     return Request(
         inputs={tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
         outputs=list(request.requested_output_names()),
     )
 
 
-def _response(result: dict[str, Any] | Exception) -> Any:
+def _response(result: dict[str, Any] | Exception) -> pb_utils.InferenceResponse:
     if isinstance(result, Exception):
         error = pb_utils.TritonError
         code = error.INVALID_ARG if is_invalid_argument(result) else error.INTERNAL

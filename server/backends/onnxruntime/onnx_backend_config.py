@@ -6,7 +6,7 @@ neither Triton nor ONNX Runtime.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 DEFAULT_MODEL_FILENAME = "model.onnx"
@@ -28,12 +28,8 @@ ONNX_TYPES = {
     "TYPE_STRING": "tensor(string)",
 }
 
-# Triton's optimization.graph.level -> the name of an onnxruntime.GraphOptimizationLevel.
-GRAPH_LEVELS = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
-EXECUTION_MODES = {"0": "ORT_SEQUENTIAL", "1": "ORT_PARALLEL"}
-CUDNN_ALGORITHM_SEARCHES = {"0": "EXHAUSTIVE", "1": "HEURISTIC", "2": "DEFAULT"}
-ARENA_EXTEND_STRATEGIES = {"0": "kNextPowerOfTwo", "1": "kSameAsRequested"}
-BOOLEANS = {"1": True, "true": True, "on": True, "0": False, "false": False, "off": False}
+SHRINKAGE = "memory.enable_memory_arena_shrinkage"
+SPINNING = "session.intra_op.allow_spinning"
 
 _UNSUPPORTED_FIELDS = ("batch_input", "batch_output", "sequence_batching")
 _UNSUPPORTED_TENSOR_FIELDS = ("reshape", "allow_ragged_batch", "is_shape_tensor")
@@ -71,30 +67,18 @@ class BackendConfig:
         max_batch_size: 0 for a model without a batch dimension.
         inputs: In the configuration's order.
         outputs: In the configuration's order.
-        graph_level: Name of an `onnxruntime.GraphOptimizationLevel`.
-        execution_mode: Name of an `onnxruntime.ExecutionMode`.
         intra_op_thread_count: Threads within one operator; 0 leaves it to ONNX Runtime (all cores).
-        inter_op_thread_count: Threads across operators in parallel execution mode; 0 leaves it to ONNX Runtime.
-        enable_mem_arena: CPU memory arena; None leaves it to ONNX Runtime (on).
-        enable_mem_pattern: Memory planning by pattern; None leaves it to ONNX Runtime (on).
-        session_entries: Session configuration entries, passed on as they are.
-        run_entries: Run configuration entries, passed on as they are.
-        cuda_options: Options of the CUDA execution provider, without the device.
+        allow_spinning: Whether threads that have nothing to do wait actively.
+        arena_shrinkage: Devices whose memory is given back after each run, such as `cpu:0`; empty for none.
     """
 
     model_filename: str
     max_batch_size: int
     inputs: tuple[TensorConfig, ...]
     outputs: tuple[TensorConfig, ...]
-    graph_level: str = "ORT_ENABLE_ALL"
-    execution_mode: str = "ORT_SEQUENTIAL"
     intra_op_thread_count: int = 0
-    inter_op_thread_count: int = 0
-    enable_mem_arena: bool | None = None
-    enable_mem_pattern: bool | None = None
-    session_entries: Mapping[str, str] = field(default_factory=dict)
-    run_entries: Mapping[str, str] = field(default_factory=dict)
-    cuda_options: Mapping[str, str] = field(default_factory=dict)
+    allow_spinning: bool = False
+    arena_shrinkage: str = ""
 
 
 def parse_config(config: Mapping[str, Any]) -> BackendConfig:
@@ -109,8 +93,7 @@ def parse_config(config: Mapping[str, Any]) -> BackendConfig:
         max_batch_size=int(config.get("max_batch_size", 0)),
         inputs=_parse_tensors("input", config.get("input", [])),
         outputs=_parse_tensors("output", config.get("output", [])),
-        graph_level=_parse_graph_level(config.get("optimization", {})),
-        **_parse_parameters(config.get("parameters", {}), _parse_accelerators(config)),
+        **_parse_parameters(config.get("parameters", {})),
     )
 
 
@@ -187,8 +170,14 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     for name in _UNSUPPORTED_FIELDS:
         if config.get(name):
             raise ConfigError(f"config.pbtxt sets {name}, which the embedded onnxruntime backend doesn't support")
-    if config.get("model_operations", {}).get("op_library_filename"):
-        raise ConfigError("config.pbtxt sets model_operations, which the embedded onnxruntime backend doesn't support")
+    nested = {
+        "model_operations": config.get("model_operations", {}).get("op_library_filename"),
+        "optimization.graph.level": int(config.get("optimization", {}).get("graph", {}).get("level", 0)),
+        "optimization.execution_accelerators": config.get("optimization", {}).get("execution_accelerators"),
+    }
+    for name, value in nested.items():
+        if value:
+            raise ConfigError(f"config.pbtxt sets {name}, which the embedded onnxruntime backend doesn't support")
 
 
 def _parse_tensors(kind: str, entries: Sequence[Mapping[str, Any]]) -> tuple[TensorConfig, ...]:
@@ -210,45 +199,16 @@ def _parse_tensor(kind: str, entry: Mapping[str, Any]) -> TensorConfig:
     return TensorConfig(entry["name"], entry["data_type"], dims, bool(entry.get("optional", False)))
 
 
-def _parse_graph_level(optimization: Mapping[str, Any]) -> str:
-    level = int(optimization.get("graph", {}).get("level", 0))
-    if level not in GRAPH_LEVELS:
-        raise ConfigError(f"optimization.graph.level must be one of -1, 0, 1, 2, and is {level}")
-    return GRAPH_LEVELS[level]
-
-
-def _parse_accelerators(config: Mapping[str, Any]) -> dict[str, str]:
-    """Options of the CUDA execution provider from `optimization.execution_accelerators`."""
-    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
-    if accelerators.get("cpu_execution_accelerator"):
-        raise ConfigError(
-            "config.pbtxt sets a cpu_execution_accelerator, and the embedded onnxruntime backend has none"
-        )
-    options: dict[str, str] = {}
-    for accelerator in accelerators.get("gpu_execution_accelerator", []):
-        if accelerator["name"] != "cuda":
-            raise ConfigError(
-                f"the gpu_execution_accelerator must be 'cuda' in the embedded onnxruntime backend, and is "
-                f"'{accelerator['name']}'"
-            )
-        options.update(accelerator.get("parameters", {}))
-    return options
-
-
-def _parse_parameters(parameters: Mapping[str, Any], cuda_options: Mapping[str, str]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"session_entries": {}, "run_entries": {}, "cuda_options": dict(cuda_options)}
+def _parse_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    fields = {}
     for name, value in parameters.items():
         if name not in _PARAMETERS:
             raise ConfigError(
-                f"config.pbtxt has the unknown parameter '{name}'; the onnxruntime backend knows "
+                f"config.pbtxt has the unknown parameter '{name}'; the embedded onnxruntime backend knows "
                 f"{', '.join(_PARAMETERS)}"
             )
-        field_name, key, convert = _PARAMETERS[name]
-        converted = convert(name, value["string_value"])
-        if key:
-            fields[field_name][key] = converted
-        else:
-            fields[field_name] = converted
+        field_name, convert = _PARAMETERS[name]
+        fields[field_name] = convert(name, value["string_value"].strip())
     return fields
 
 
@@ -257,40 +217,21 @@ def _text(_: str, value: str) -> str:
 
 
 def _count(name: str, value: str) -> int:
-    if not value.strip().isdecimal():
+    if not value.isdecimal():
         raise ConfigError(f"parameter '{name}' must be a whole number of 0 or more, and is '{value}'")
     return int(value)
 
 
-def _boolean(name: str, value: str) -> bool:
-    return bool(_choice(BOOLEANS)(name, value.strip().lower()))
+def _switch(name: str, value: str) -> bool:
+    if value not in ("0", "1"):
+        raise ConfigError(f"parameter '{name}' must be 0 or 1, and is '{value}'")
+    return value == "1"
 
 
-def _choice(choices: Mapping[str, Any]) -> Callable[[str, str], Any]:
-    def convert(name: str, value: str) -> Any:
-        if value.strip() not in choices:
-            raise ConfigError(f"parameter '{name}' must be one of {', '.join(choices)}, and is '{value}'")
-        return choices[value.strip()]
-
-    return convert
-
-
-# Parameter -> field of BackendConfig, key inside it (where the field is a mapping), conversion of the string value.
-_PARAMETERS: dict[str, tuple[str, str, Callable[[str, str], Any]]] = {
-    "intra_op_thread_count": ("intra_op_thread_count", "", _count),
-    "inter_op_thread_count": ("inter_op_thread_count", "", _count),
-    "execution_mode": ("execution_mode", "", _choice(EXECUTION_MODES)),
-    "enable_mem_arena": ("enable_mem_arena", "", _boolean),
-    "enable_mem_pattern": ("enable_mem_pattern", "", _boolean),
-    "memory.enable_memory_arena_shrinkage": ("run_entries", "memory.enable_memory_arena_shrinkage", _text),
-    "session.intra_op.allow_spinning": ("session_entries", "session.intra_op.allow_spinning", _text),
-    "session.use_device_allocator_for_initializers": (
-        "session_entries",
-        "session.use_device_allocator_for_initializers",
-        _text,
-    ),
-    "cudnn_conv_algo_search": ("cuda_options", "cudnn_conv_algo_search", _choice(CUDNN_ALGORITHM_SEARCHES)),
-    "gpu_mem_limit": ("cuda_options", "gpu_mem_limit", _text),
-    "arena_extend_strategy": ("cuda_options", "arena_extend_strategy", _choice(ARENA_EXTEND_STRATEGIES)),
-    "do_copy_in_default_stream": ("cuda_options", "do_copy_in_default_stream", _text),
+# Parameter -> field of BackendConfig, conversion of the string value. Each of them has a user here: the committed
+# configurations, docs/tuning.md or benchmarks/knobs.py.
+_PARAMETERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
+    "intra_op_thread_count": ("intra_op_thread_count", _count),
+    SPINNING: ("allow_spinning", _switch),
+    SHRINKAGE: ("arena_shrinkage", _text),
 }

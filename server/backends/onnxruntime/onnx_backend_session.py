@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
-from onnx_backend_config import BackendConfig, ConfigError, GraphTensor, check_signature
+from onnx_backend_config import SHRINKAGE, SPINNING, BackendConfig, ConfigError, GraphTensor, check_signature
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -48,7 +48,7 @@ class OnnxSession:
             raise ConfigError(f"{path} is missing")
         self._config = config
         self._session = onnxruntime.InferenceSession(
-            str(path), session_options(config), providers=execution_providers(config, device_id)
+            str(path), session_options(config), providers=execution_providers(device_id)
         )
         if device_id is not None and CUDA not in self._session.get_providers():
             raise ConfigError(
@@ -56,8 +56,8 @@ class OnnxSession:
                 f"cuDNN of `pip install onnxruntime-gpu[cuda,cudnn]`"
             )
         self._run_options = onnxruntime.RunOptions()
-        for key, value in config.run_entries.items():
-            self._run_options.add_run_config_entry(key, value)
+        if config.arena_shrinkage:
+            self._run_options.add_run_config_entry(SHRINKAGE, config.arena_shrinkage)
         graph_inputs = _graph_tensors(self._session.get_inputs())
         graph_outputs = _graph_tensors(self._session.get_outputs())
         overridable = _graph_tensors(self._session.get_overridable_initializers())
@@ -161,38 +161,29 @@ def _check_rows(outputs: Arrays, rows: int) -> None:
 
 
 def session_options(config: BackendConfig) -> Any:
-    """Translate a configuration; what it does not set keeps the default of ONNX Runtime, but for spinning."""
+    """Translate a configuration; what it doesn't set keeps the default of ONNX Runtime, but for spinning."""
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, config.graph_level)
-    options.execution_mode = getattr(onnxruntime.ExecutionMode, config.execution_mode)
     options.intra_op_num_threads = config.intra_op_thread_count
-    options.inter_op_num_threads = config.inter_op_thread_count
-    if config.enable_mem_arena is not None:
-        options.enable_cpu_mem_arena = config.enable_mem_arena
-    if config.enable_mem_pattern is not None:
-        options.enable_mem_pattern = config.enable_mem_pattern
     # Threads that wait actively take the cores from the stages of other requests (docs/tuning.md).
-    entries = {"session.intra_op.allow_spinning": "0", **config.session_entries}
-    for key, value in entries.items():
-        options.add_session_config_entry(key, value)
+    options.add_session_config_entry(SPINNING, str(int(config.allow_spinning)))
     return options
 
 
-def execution_providers(config: BackendConfig, device_id: int | None) -> list[str | tuple[str, dict[str, str]]]:
-    """ONNX Runtime's execution providers for a device, the preferred one first; None is the CPU."""
+def execution_providers(device_id: int | None) -> list[str | tuple[str, dict[str, str]]]:
+    """Return ONNX Runtime's execution providers for a device, the preferred one first; None is the CPU."""
     if device_id is None:
         return [CPU]
     onnxruntime.preload_dlls()
-    return [(CUDA, {**config.cuda_options, "device_id": str(device_id)}), CPU]
+    return [(CUDA, {"device_id": str(device_id)}), CPU]
 
 
 def has_cuda() -> bool:
-    """Say whether the installed ONNX Runtime is the one with CUDA."""
+    """Return whether the installed ONNX Runtime is the one with CUDA."""
     return CUDA in onnxruntime.get_available_providers()
 
 
 def is_invalid_argument(error: Exception) -> bool:
-    """Say whether the request is to blame for a failure: ONNX Runtime says so, or its text is not UTF-8."""
+    """Return whether the request caused a failure: ONNX Runtime says so, or its text is not UTF-8."""
     return isinstance(error, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument | UnicodeDecodeError)
 
 

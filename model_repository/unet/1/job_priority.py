@@ -1,8 +1,8 @@
-"""Whose turn it is: the highest response ratio's.
+"""Orders the jobs: the highest response ratio goes first.
 
 That is the time since a request came, over the UNet's time that it still needs (P. Brinch Hansen, "Short-term
 scheduling in multiprogramming systems", 1971). Short requests go before long ones, long ones wait the less the longer
-they have waited, and what is nearly done gets out of the way. Nobody falls far behind an equal share of the time.
+they have waited, and what is nearly done gets out of the way. No job falls far behind an equal share of the time.
 """
 
 import math
@@ -10,7 +10,7 @@ import math
 from denoising_job import Job
 
 
-def urgency(job: Job, now: float) -> tuple[bool, float]:
+def priority(job: Job, now: float) -> tuple[bool, float]:
     """Return what jobs are compared by; the greatest goes first.
 
     Returns:
@@ -21,7 +21,7 @@ def urgency(job: Job, now: float) -> tuple[bool, float]:
     needed_s = _estimated_s(job)
     remaining_s = needed_s - job.used_s
     ratio = (now - job.arrived_s) / remaining_s if remaining_s > 0 else math.inf
-    return job.owed_s - job.used_s > needed_s, ratio
+    return job.fair_share_s - job.used_s > needed_s, ratio
 
 
 def _estimated_s(job: Job) -> float:
