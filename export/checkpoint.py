@@ -18,12 +18,16 @@ from export.checkpoint_files import (
 )
 from export.checkpoint_schemas import COMPONENT_CLASSES, CONFIG_FILES, MODEL_INDEX, MODELS, SCHEMAS
 from export.checkpoint_sizes import check_sizes
+from export.config_rules import check, integer, only
 from export.errors import CheckpointError
 
 __all__ = ["COMPONENT_CLASSES", "MODEL_INDEX", "Checkpoint", "CheckpointError"]
 
 OLD_TOKENIZER_FILES = {"tokenizer": ("vocab.json", "merges.txt"), "tokenizer_2": ("spiece.model",)}
 """What a tokenizer consists of where there is no tokenizer.json."""
+
+TOKENIZED_FOR = {"tokenizer": ("text_encoder", "text_config"), "tokenizer_2": ("text_encoder_2", "")}
+"""Which model takes a tokenizer's tokens, and the section of its configuration that is about them."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,15 @@ class Checkpoint:
         # What the tables don't know, the libraries' classes may.
         from export.checkpoint_loading import check_model, check_scheduler
 
+        self._check_tokenizers()
         for component in MODELS:
             check_model(
                 self.class_name(component),
                 self._config_path(component),
-                self._config_values(component),
+                self.values(component),
                 self._weights(component),
             )
-        check_scheduler(self.class_name("scheduler"), self._config_path("scheduler"), self._config_values("scheduler"))
+        check_scheduler(self.class_name("scheduler"), self._config_path("scheduler"), self.values("scheduler"))
 
     def check_configs(self) -> None:
         """Do the part of `check` that needs no weights, nor the libraries that take seconds to import."""
@@ -102,9 +107,35 @@ class Checkpoint:
             check_tokenizer(self.folder / component, files)
         check_sizes({component: self.config(component) for component in COMPONENT_CLASSES}, self._config_path)
 
+    def _check_tokenizers(self) -> None:
+        """Check what the tokenizers have become from their several files, and that the models know their tokens."""
+        from export.checkpoint_loading import load_files
+
+        for component, (model, section) in TOKENIZED_FOR.items():
+            folder, model_path = self.folder / component, self._config_path(model)
+            tokenizer = load_files(self.class_name(component), folder)
+            schema, config = SCHEMAS[component], self.config(model)
+            schema.read({key: getattr(tokenizer, key) for key in schema.keys}, folder / "tokenizer.json")
+            known = config[section] if section else config
+            prefix = f"{section}." if section else ""
+            largest = max(tokenizer.get_vocab().values())
+            check(
+                f"{prefix}vocab_size",
+                known["vocab_size"],
+                integer(largest + 1, why=f", for the tokens of {folder}"),
+                model_path,
+            )
+            if "pad_token_id" in known:
+                check(
+                    f"{prefix}pad_token_id",
+                    known["pad_token_id"],
+                    only(tokenizer.pad_token_id, f", which is {tokenizer.pad_token} in {folder}"),
+                    model_path,
+                )
+
     def config(self, component: str) -> dict[str, Any]:
         """Return what SCHEMAS knows of the component's configuration, checked, with defaults."""
-        return SCHEMAS[component].read(self._config_values(component), self._config_path(component))
+        return SCHEMAS[component].read(self.values(component), self._config_path(component))
 
     def class_name(self, component: str) -> str:
         """Return the class that `model_index.json` names for `component`, one of COMPONENT_CLASSES."""
@@ -134,7 +165,7 @@ class Checkpoint:
         name, folder = self.class_name(component), self.folder / component
         if component not in MODELS:
             return load_files(name, folder)
-        return load_model(name, folder, self._config_values(component), self._weights(component))
+        return load_model(name, folder, self.values(component), self._weights(component))
 
     def _weights(self, component: str) -> Weights:
         return find_weights(self.folder / component, MODELS[component])
@@ -142,7 +173,8 @@ class Checkpoint:
     def _config_path(self, component: str) -> Path:
         return self.folder / component / CONFIG_FILES.get(component, "config.json")
 
-    def _config_values(self, component: str) -> dict[str, Any]:
+    def values(self, component: str) -> dict[str, Any]:
+        """Return the content of the component's configuration file."""
         path = self._config_path(component)
         if component in OLD_TOKENIZER_FILES and not path.exists():
             return {}

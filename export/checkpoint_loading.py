@@ -100,17 +100,31 @@ def check_model(class_name: str, config: Path, values: Mapping[str, Any], weight
             model = model_class.from_config(dict(values))
         else:
             model = model_class(model_class.config_class.from_dict(dict(values)))
+    _check_shapes(model, config, weights)
+
+
+def _check_shapes(model: torch.nn.Module, config: Path, weights: Weights) -> None:
     stored = weights.shapes()
-    prefix = f"{model_class.base_model_prefix}." if hasattr(model_class, "base_model_prefix") else ""
-    for name, tensor in model.state_dict().items():
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    missing = []
+    for name, shape in wanted.items():
         # The same weights may be stored with the prefix of a model with a head, or without.
-        for stored_name in (name, f"{prefix}{name}", name.removeprefix(prefix)):
-            shape = stored.get(stored_name, tuple(tensor.shape))
-            if shape != tuple(tensor.shape):
+        names = {name, f"{prefix}{name}", name.removeprefix(prefix)} & stored.keys()
+        if not names:
+            missing.append(name)
+        for stored_name in names:
+            if stored[stored_name] != shape:
                 raise CheckpointError(
-                    f"{weights.file} has {stored_name} of the shape {list(shape)}, and by {config} it would be "
-                    f"{list(tensor.shape)}: the two aren't of one model."
+                    f"{weights.file} has {stored_name} of the shape {list(stored[stored_name])}, and by {config} it "
+                    f"would be {list(shape)}: the two aren't of one model."
                 )
+    # The libraries know some tensors by older names too, so that a few of them say nothing yet: loading will.
+    if len(missing) > len(wanted) / 2:
+        raise CheckpointError(
+            f"{weights.file} lacks {len(missing)} of {len(wanted)} tensors of {config}, {missing[0]} for one: the two "
+            f"aren't of one model."
+        )
 
 
 def check_scheduler(class_name: str, path: Path, values: Mapping[str, Any]) -> None:
@@ -163,7 +177,9 @@ def _explained(place: Path, read_from: Path, loaded_class: type) -> Iterator[Non
     try:
         yield
     except LOAD_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        # A line that ends with a colon is the heading of the reason.
+        reason = " ".join(line.strip() for line in lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".:")
         reason = reason.replace(str(read_from), str(place))
         raise CheckpointError(f"{place} can't be loaded as {loaded_class.__name__}: {reason}.") from error
 

@@ -88,6 +88,15 @@ _HIDDEN_ACTIVATION = one_of(
 )
 _DIFFUSERS_ACTIVATION = one_of("gelu", "mish", "relu", "silu", "swish")
 
+_WIDTHS = Rule(
+    "a width, or a list of up to 4 widths and nulls",
+    lambda value: POSITIVE.accepts(value) or (list_of(nullable(POSITIVE)).accepts(value) and len(value) <= 4),
+)
+_CROSS_ATTENTION = Rule(
+    f"a width, or a list with, for each level, {_WIDTHS.description}",
+    lambda value: POSITIVE.accepts(value) or list_of(_WIDTHS).accepts(value),
+)
+
 _SHARED_BY_TRANSFORMERS = frozenset(
     {
         "transformers_version",
@@ -281,17 +290,7 @@ SCHEMAS: Mapping[str, Schema] = {
             "act_fn": Key(_DIFFUSERS_ACTIVATION, "silu"),
             "norm_num_groups": Key(POSITIVE, 32),
             "norm_eps": Key(POSITIVE_NUMBER, 1e-5),
-            "cross_attention_dim": Key(
-                single_or_list(
-                    Rule(
-                        "a width, or a list of up to 4 widths and nulls",
-                        lambda value: (
-                            POSITIVE.accepts(value) or (list_of(nullable(POSITIVE)).accepts(value) and len(value) <= 4)
-                        ),
-                    )
-                ),
-                1280,
-            ),
+            "cross_attention_dim": Key(_CROSS_ATTENTION, 1280),
             "transformer_layers_per_block": Key(single_or_list(POSITIVE), 1),
             "attention_head_dim": Key(single_or_list(POSITIVE), 8),
             "num_attention_heads": Key(only(None, ": diffusers takes attention_head_dim for it"), None),

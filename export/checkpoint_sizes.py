@@ -202,13 +202,11 @@ def _check_cross_attention(configs: Configs, path: Path) -> None:
                 f"be null or as in {expected}."
             )
     attending = [level for index, level in enumerate(levels) if _attends(unet, index)]
-    texts = {"GPT-2's vectors": slice(0, 2), "T5's states": slice(2, None)}
-    for text, positions in texts.items():
+    example = [[None, gpt2_width, t5_width]] * len(levels)
+    for text, positions in {"GPT-2's vectors": slice(0, 2), "T5's states": slice(2, None)}.items():
         if not any(width is not None for level in attending for width in level[positions]):
-            raise CheckpointError(
-                f"cross_attention_dim in {path} is {unet['cross_attention_dim']}: it must have a width for {text} on a "
-                f"level with attention, as in {[[None, gpt2_width, t5_width]] * len(levels)}."
-            )
+            rule = Rule(f"with a width for {text} on a level with attention, such as {example}", lambda _: False)
+            check("cross_attention_dim", unet["cross_attention_dim"], rule, path)
 
 
 def _attends(unet: Mapping[str, Any], level: int) -> bool:

@@ -85,7 +85,7 @@ class Schema:
         named = self._without_aliases(values, path, prefix)
         known = {name: _value(key, named, name, path, prefix) for name, key in self.keys.items()}
         for name, section in self.sections.items():
-            inner = named.get(name) or {}
+            inner = {} if named.get(name) is None else named[name]
             check(prefix + name, inner, OBJECT, path)
             known[name] = section.read(inner, path, f"{prefix}{name}.")
         return known

@@ -49,8 +49,19 @@ def write_unet_files(checkpoint: Checkpoint, folder: Path, precision: str = "fp3
     unet.save_pretrained(folder / "unet", safe_serialization=True)
     for weights in (folder / "unet").glob("*.safetensors"):
         weights.chmod(0o644)  # they come as 0600, and a server in a container is another user
-    checkpoint.load("scheduler").save_pretrained(folder / "scheduler")
+    write_scheduler_config(checkpoint, folder / "scheduler")
     return error
+
+
+def write_scheduler_config(checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the scheduler's configuration as it is in the checkpoint, with the class that `model_index.json` names.
+
+    A scheduler of diffusers would save its own defaults along with it. Another class that is made from the
+    configuration would then take them for wishes, where it has other defaults.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = checkpoint.values("scheduler") | {"_class_name": checkpoint.class_name("scheduler")}
+    (folder / "scheduler_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _small_inputs(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

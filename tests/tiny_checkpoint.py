@@ -85,14 +85,14 @@ VOCODER = {
 }
 
 
-def link(source: str, target: str) -> None:
+def _link(source: str, target: str) -> None:
     """Copy small files; only link the large ones, which are replaced and never written into."""
     (os.link if source.endswith(".safetensors") else shutil.copy)(source, target)
 
 
 def copy_checkpoint(source: Path, target: Path) -> Path:
     """Return a copy of the checkpoint that takes no time and no room."""
-    return Path(shutil.copytree(source, target, copy_function=link))
+    return Path(shutil.copytree(source, target, copy_function=_link))
 
 
 def edit_json(path: Path, changes: Mapping[str, Any], remove: tuple[str, ...] = ()) -> None:
