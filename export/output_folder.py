@@ -38,7 +38,7 @@ def exported_checkpoint(output: Path, names: ModelNames) -> str | None:
     model, *place = RECORD.parts
     try:
         return str(json.loads(output.joinpath(names.of(model), *place).read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, LookupError):
+    except (OSError, ValueError, LookupError, TypeError):
         weights = output / names.of("unet") / VERSION / "unet"
         return "another checkpoint" if weights.exists() else None
 

@@ -276,7 +276,7 @@ REFUSED = (
 
 @pytest.fixture
 def checkpoint(demo_checkpoint, tmp_path) -> Path:
-    return copy_checkpoint(demo_checkpoint, tmp_path / "checkpoint")
+    return copy_checkpoint(demo_checkpoint, tmp_path / "ein Prüfstand 検")
 
 
 @pytest.fixture
@@ -402,10 +402,7 @@ ODD_FILES = {
     ),
     "no sentencepiece in spiece.model": (useless_sentencepiece, "/tokenizer_2 can't be loaded as T5Tokenizer: .+"),
     "a folder for a file": (folder_for_a_file, "vae/config.json can't be read: .*Is a directory"),
-    "weights of another model": (
-        swapped_weights,
-        r"safetensors has \S+ of the shape .* and by .*vae/config.json it wo",
-    ),
+    "weights of another model": (swapped_weights, r"vae/\S+safetensors lacks (\d+) of \1 tensors of .*vae/config"),
     "weights of another width": (
         config("vocoder", upsample_initial_channel=512),
         r"model.safetensors has \S+ of the shape .*, and by .*vocoder/config.json it would be .*: the two aren't of",
@@ -423,7 +420,7 @@ ODD_FILES = {
             index(scheduler=["diffusers", "UniPCMultistepScheduler"])(checkpoint),
             config("scheduler", solver_type="bh1")(checkpoint),
         ),
-        "scheduler_config.json can't be loaded as UniPCMultistepScheduler: its steps lead to numbers that aren't finite",
+        "scheduler_config.json can't be loaded as UniPCMultistepScheduler: its steps lead to numbers that aren't",
     ),
     "an unknown option of a scheduler": (
         lambda checkpoint: (
