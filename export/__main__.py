@@ -1,37 +1,38 @@
 """The command line: python -m export --checkpoint DIR_OR_HUB_ID --output model_repository."""
 
 import argparse
+import io
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import diffusers
-import transformers
 from tqdm import tqdm
 
-from export.checkpoint import Checkpoint, CheckpointError
-from export.model_names import ENSEMBLE
-from export.onnx_stage import VerificationError
-from export.pytorch_files import PRECISIONS
-from export.repository import ONNX_STAGES, STAGES, StageResult, export_checkpoint
+from export.checkpoint import Checkpoint
+from export.errors import ExportError
+from export.model_names import ENSEMBLE, ONNX_STAGES, PRECISION_NAMES, STAGES, ModelNames
+from export.output_folder import check_output, exported_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 1 with a sentence on stderr, or 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
-    for library in (diffusers, transformers):
-        library.utils.logging.set_verbosity_error()
-        library.utils.logging.disable_progress_bar()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may have letters that the terminal's encoding hasn't
+            stream.reconfigure(errors="backslashreplace")
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        checkpoint = Checkpoint.find(options.checkpoint)
-        _export(checkpoint, options)
-    except (CheckpointError, VerificationError, OSError, ValueError) as error:
+        _export(options)
+    except (ExportError, OSError, ValueError) as error:
         print(f"export: {error} Nothing was changed in {options.output}.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"export: interrupted. Nothing was changed in {options.output}.", file=sys.stderr)
         return 130
-    print(f"{options.output} is ready: python -m server --model-repository {options.output}")
+    print(f"{options.output} is ready: python -m server --model-repository {shlex.quote(str(options.output))}")
     return 0
 
 
@@ -49,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=PRECISION_NAMES,
         default="fp32",
         help="of the UNet's weights (default: %(default)s)",
     )
@@ -64,7 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace) -> None:
+    names = ModelNames(options.name)
+    check_output(options.output, names)
+    checkpoint = Checkpoint.find(options.checkpoint)
+    before = exported_checkpoint(options.output, names)
+    if before not in (None, checkpoint.name):
+        print(
+            f"export: {options.output} holds {names.ensemble} of {before}: that of {checkpoint.name} replaces it once "
+            f"every stage is verified.",
+            file=sys.stderr,
+        )
+    # Here, so that whatever is wrong with the arguments is told before the seconds that these libraries take to import.
+    import diffusers
+    import transformers
+
+    from export.repository import StageResult, export_checkpoint
+
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
+        library.utils.logging.disable_progress_bar()
     with tqdm(total=len(STAGES), unit="stage", leave=False, disable=None) as bar:
 
         def report(stage: str, result: StageResult) -> None:

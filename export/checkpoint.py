@@ -1,61 +1,51 @@
 """Reads an AudioLDM 2 checkpoint in the layout of diffusers, one component at a time."""
 
-import inspect
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import diffusers
-import torch
-import transformers
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from export.checkpoint_files import (
-    CheckpointError,
     Weights,
     check_tokenizer,
-    explained,
     find_weights,
-    make_sentencepiece_readable,
+    permissions_explained,
     read_json,
     weights_patterns,
 )
+from export.checkpoint_schemas import COMPONENT_CLASSES, CONFIG_FILES, MODEL_INDEX, MODELS, SCHEMAS
 from export.checkpoint_sizes import check_sizes
+from export.config_rules import check, integer, only
+from export.errors import CheckpointError
 
 __all__ = ["COMPONENT_CLASSES", "MODEL_INDEX", "Checkpoint", "CheckpointError"]
-
-MODEL_INDEX = "model_index.json"
-
-COMPONENT_CLASSES: dict[str, tuple[str, ...]] = {
-    "text_encoder": ("ClapModel",),
-    "text_encoder_2": ("T5EncoderModel",),
-    "tokenizer": ("RobertaTokenizer", "RobertaTokenizerFast"),
-    "tokenizer_2": ("T5Tokenizer", "T5TokenizerFast"),
-    "feature_extractor": ("ClapFeatureExtractor",),
-    "projection_model": ("AudioLDM2ProjectionModel",),
-    "language_model": ("GPT2Model", "GPT2LMHeadModel"),
-    "unet": ("AudioLDM2UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "vocoder": ("SpeechT5HifiGan",),
-    "scheduler": tuple(scheduler.name for scheduler in diffusers.schedulers.KarrasDiffusionSchedulers),
-}
-"""The classes that each entry of `model_index.json` may name. Nothing else is ever imported, whatever the file says."""
 
 OLD_TOKENIZER_FILES = {"tokenizer": ("vocab.json", "merges.txt"), "tokenizer_2": ("spiece.model",)}
 """What a tokenizer consists of where there is no tokenizer.json."""
 
-CONFIG_FILES = {"feature_extractor": "preprocessor_config.json", "scheduler": "scheduler_config.json"}
-"""Where a configuration isn't named config.json."""
+TOKENIZED_FOR = {"tokenizer": ("text_encoder", "text_config"), "tokenizer_2": ("text_encoder_2", "")}
+"""Which model takes a tokenizer's tokens, and the section of its configuration that is about them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, read only; `find` gives one whose files have been checked."""
+    """A checkpoint folder, read only; `find` gives one whose files have been checked.
+
+    Attributes:
+        folder: Where it is.
+        hub_id: Where it was downloaded from, if it was.
+    """
 
     folder: Path
+    hub_id: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells it from other checkpoints: the hub's name, or the absolute path."""
+        return self.hub_id or str(self.folder.resolve())
 
     @classmethod
     def find(cls, name: str) -> "Checkpoint":
@@ -64,14 +54,17 @@ class Checkpoint:
         Raises:
             CheckpointError: Neither exists, or it isn't an AudioLDM 2 checkpoint.
         """
-        folder = Path(name).expanduser()
-        if not folder.is_dir():
-            if name.startswith((".", "/", "~")) or name.count("/") > 1:
-                raise CheckpointError(f"--checkpoint {name}: the folder {folder} does not exist.")
-            folder = _download(name)
-        checkpoint = cls(folder)
-        checkpoint.check()
-        return checkpoint
+        with permissions_explained():
+            folder = _expanded(name)
+            if folder.is_file():
+                raise CheckpointError(f"--checkpoint {name} is a file: a checkpoint is a folder with {MODEL_INDEX}.")
+            checkpoint = cls(folder)
+            if not folder.is_dir():
+                if name.startswith((".", "/", "~")) or name.count("/") > 1:
+                    raise CheckpointError(f"--checkpoint {name}: the folder {folder} does not exist.")
+                checkpoint = cls(_download(name), hub_id=name)
+            checkpoint.check()
+            return checkpoint
 
     @cached_property
     def index(self) -> dict[str, Any]:
@@ -84,13 +77,25 @@ class Checkpoint:
         return read_json(path)
 
     def check(self) -> None:
-        """Raise CheckpointError unless this is an AudioLDM 2 checkpoint with all its files. Loads no weights."""
+        """Raise CheckpointError unless this is an AudioLDM 2 checkpoint that can be served. Loads no weights."""
         self.check_configs()
-        for component in self.models():
+        for component in MODELS:
             self._weights(component).check()
+        # What the tables don't know, the libraries' classes may.
+        from export.checkpoint_loading import check_model, check_scheduler
+
+        self._check_tokenizers()
+        for component in MODELS:
+            check_model(
+                self.class_name(component),
+                self._config_path(component),
+                self.values(component),
+                self._weights(component),
+            )
+        check_scheduler(self.class_name("scheduler"), self._config_path("scheduler"), self.values("scheduler"))
 
     def check_configs(self) -> None:
-        """Do the part of `check` that needs no weights."""
+        """Do the part of `check` that needs no weights, nor the libraries that take seconds to import."""
         pipeline = self.index.get("_class_name")
         if pipeline != "AudioLDM2Pipeline":
             raise CheckpointError(
@@ -98,12 +103,39 @@ class Checkpoint:
             )
         for component in COMPONENT_CLASSES:
             self.class_name(component)
-        for component in COMPONENT_CLASSES:
-            if component in OLD_TOKENIZER_FILES:
-                check_tokenizer(self.folder / component, OLD_TOKENIZER_FILES[component])
-            else:
-                self._config_values(component)
-        check_sizes({component: self._config(component) for component in self.models()}, self._config_path)
+        for component, files in OLD_TOKENIZER_FILES.items():
+            check_tokenizer(self.folder / component, files)
+        check_sizes({component: self.config(component) for component in COMPONENT_CLASSES}, self._config_path)
+
+    def _check_tokenizers(self) -> None:
+        """Check what the tokenizers have become from their several files, and that the models know their tokens."""
+        from export.checkpoint_loading import load_files
+
+        for component, (model, section) in TOKENIZED_FOR.items():
+            folder, model_path = self.folder / component, self._config_path(model)
+            tokenizer = load_files(self.class_name(component), folder)
+            schema, config = SCHEMAS[component], self.config(model)
+            schema.read({key: getattr(tokenizer, key) for key in schema.keys}, folder / "tokenizer.json")
+            known = config[section] if section else config
+            prefix = f"{section}." if section else ""
+            largest = max(tokenizer.get_vocab().values())
+            check(
+                f"{prefix}vocab_size",
+                known["vocab_size"],
+                integer(largest + 1, why=f", for the tokens of {folder}"),
+                model_path,
+            )
+            if "pad_token_id" in known:
+                check(
+                    f"{prefix}pad_token_id",
+                    known["pad_token_id"],
+                    only(tokenizer.pad_token_id, f", which is {tokenizer.pad_token} in {folder}"),
+                    model_path,
+                )
+
+    def config(self, component: str) -> dict[str, Any]:
+        """Return what SCHEMAS knows of the component's configuration, checked, with defaults."""
+        return SCHEMAS[component].read(self.values(component), self._config_path(component))
 
     def class_name(self, component: str) -> str:
         """Return the class that `model_index.json` names for `component`, one of COMPONENT_CLASSES."""
@@ -127,73 +159,36 @@ class Checkpoint:
         Raises:
             CheckpointError: A file is missing or damaged.
         """
-        loaded_class, folder = self._class(component), self.folder / component
-        if issubclass(loaded_class, torch.nn.Module):
-            return self._load_model(component)
-        if not (folder / "tokenizer.json").exists() and (folder / "spiece.model").exists():
-            make_sentencepiece_readable()
-        with explained(folder, folder, loaded_class):
-            return loaded_class.from_pretrained(folder, local_files_only=True)
+        # Here, so that a wrong checkpoint is told before the seconds that these libraries take to import.
+        from export.checkpoint_loading import load_files, load_model
 
-    def _load_model(self, component: str) -> torch.nn.Module:
-        loaded_class, weights = self._class(component), self._weights(component)
-        with (
-            weights.alone(self._config_values(component)) as folder,
-            explained(self.folder / component, folder, loaded_class),
-        ):
-            model, report = loaded_class.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=weights.use_safetensors,
-                output_loading_info=True,
-                **_precision(loaded_class),
-            )
-        # What a checkpoint lacks would be random numbers, at best with a warning. Buffers have values of their own.
-        missing = sorted(set(report["missing_keys"]) & dict(model.named_parameters()).keys())
-        if missing:
-            raise CheckpointError(f"{weights.file} lacks {len(missing)} tensors, {missing[0]} for one.")
-        return model.eval()
-
-    def _class(self, component: str) -> Any:
-        name = self.class_name(component)
-        return getattr(transformers, name, None) or getattr(diffusers, name)
-
-    def models(self) -> list[str]:
-        """The components that have weights."""
-        return [component for component in COMPONENT_CLASSES if issubclass(self._class(component), torch.nn.Module)]
-
-    def library(self, component: str) -> str:
-        """Return which library the model's class is from: diffusers or transformers."""
-        return "diffusers" if issubclass(self._class(component), diffusers.ModelMixin) else "transformers"
+        name, folder = self.class_name(component), self.folder / component
+        if component not in MODELS:
+            return load_files(name, folder)
+        return load_model(name, folder, self.values(component), self._weights(component))
 
     def _weights(self, component: str) -> Weights:
-        return find_weights(self.folder / component, self.library(component))
+        return find_weights(self.folder / component, MODELS[component])
 
     def _config_path(self, component: str) -> Path:
         return self.folder / component / CONFIG_FILES.get(component, "config.json")
 
-    def _config_values(self, component: str) -> dict[str, Any]:
-        values = read_json(self._config_path(component))
+    def values(self, component: str) -> dict[str, Any]:
+        """Return the content of the component's configuration file."""
+        path = self._config_path(component)
+        if component in OLD_TOKENIZER_FILES and not path.exists():
+            return {}
+        values = read_json(path)
         if values.get("quantization_config") is not None:
-            raise CheckpointError(f"{self._config_path(component)} is of quantized weights, which aren't supported.")
+            raise CheckpointError(f"{path} is of quantized weights, which aren't supported.")
         return values
 
-    def _config(self, component: str) -> Any:
-        """The component's configuration with its class's defaults for what the file leaves out."""
-        values, model_class = self._config_values(component), self._class(component)
-        if self.library(component) == "diffusers":
-            parameters = inspect.signature(model_class.__init__).parameters.values()
-            defaults = {each.name: None if each.default is each.empty else each.default for each in parameters}
-            return SimpleNamespace(**defaults | values)
-        path = self._config_path(component)
-        with explained(path, path, model_class.config_class):
-            return model_class.config_class.from_dict(values)
 
-
-def _precision(model_class: type) -> dict[str, Any]:
-    if issubclass(model_class, diffusers.ModelMixin):
-        return {"torch_dtype": torch.float32, "low_cpu_mem_usage": False}
-    return {"dtype": torch.float32}
+def _expanded(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:  # this user has no home folder
+        raise CheckpointError(f"--checkpoint {name}: {error}.") from error
 
 
 def _download(name: str) -> Path:
@@ -206,7 +201,7 @@ def _download(name: str) -> Path:
     folder = _snapshot(name, [MODEL_INDEX, *small])
     checkpoint = Checkpoint(folder)
     checkpoint.check_configs()
-    forms = {component: weights_patterns(component, checkpoint.library(component)) for component in checkpoint.models()}
+    forms = {component: weights_patterns(component, library) for component, library in MODELS.items()}
     while forms:
         best = {component: patterns.pop(0) for component, patterns in forms.items()}
         _snapshot(name, [pattern for patterns in best.values() for pattern in patterns], revision=folder.name)

@@ -1,9 +1,7 @@
 """The files of one component of a checkpoint: which forms they may have, whether they are complete, what to load."""
 
 import contextlib
-import importlib
 import json
-import pickle
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -11,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
+
+from export.errors import CheckpointError
 
 WEIGHTS_NAMES = {
     "transformers": ("model.safetensors", "pytorch_model.bin"),
@@ -27,23 +24,6 @@ VARIANTS = ("", ".fp16")
 
 LOADER_OPTIONS = {"_attn_implementation", "attn_implementation", "transformers_weights", "auto_map"}
 """Keys with which a configuration could have code fetched from the hub, or other files loaded than those checked."""
-
-LOAD_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    pickle.UnpicklingError,
-    SafetensorError,
-    StrictDataclassError,
-)
-"""What transformers and diffusers raise for configurations and weights that they can't take."""
-
-
-class CheckpointError(Exception):
-    """The checkpoint can't be found, or isn't one that can be exported; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +46,28 @@ class Weights:
         return ".safetensors" in self.name
 
     def check(self) -> None:
-        """Raise CheckpointError unless every file is there and complete."""
+        """Raise CheckpointError unless every file is there and complete, PermissionError if one may not be read."""
         for path in self.shards or (self.file,):
             if not path.is_file():
                 raise CheckpointError(f"{path} does not exist, and {self.file.name} names it.")
+            path.open("rb").close()  # tells a file that may not be read from one that is damaged
             if self.use_safetensors and not _is_complete_safetensors(path):
                 raise CheckpointError(
                     f"{path} is damaged or incomplete: download it again (with Git LFS, if it is from a clone)."
                 )
             if not self.use_safetensors and not _holds_only_tensors(path):
                 raise CheckpointError(f"{path} is damaged, or holds more than tensors: it could run code when read.")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every tensor, without reading any."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in self.shards or (self.file,):
+            if self.use_safetensors:
+                with safe_open(path, framework="numpy") as tensors:
+                    shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            else:
+                shapes |= {name: tuple(tensor.shape) for name, tensor in _unpickled(path).items()}
+        return shapes
 
     @contextlib.contextmanager
     def alone(self, config: dict[str, Any]) -> Iterator[Path]:
@@ -90,14 +82,15 @@ class Weights:
 
 
 @contextlib.contextmanager
-def explained(place: Path, read_from: Path, loaded_class: type) -> Iterator[None]:
-    """Turn what a library says about `read_from` into a sentence about `place`."""
+def permissions_explained() -> Iterator[None]:
+    """Turn a PermissionError into a sentence that says which file it is about."""
     try:
         yield
-    except LOAD_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
-        reason = reason.replace(str(read_from), str(place))
-        raise CheckpointError(f"{place} can't be loaded as {loaded_class.__name__}: {reason}.") from error
+    except PermissionError as error:
+        raise CheckpointError(
+            f"{error.filename} can't be read by this user: permission denied. Allow reading it (chmod -R a+rX on the "
+            f"checkpoint), or run the export as its owner."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -105,11 +98,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: There is no such file, or something else is in it.
+        PermissionError: This user may not read it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_loader_options)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: the checkpoint is incomplete.") from None
+    except PermissionError:
+        raise
     except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read: {error}.") from error
     if not isinstance(content, dict):
@@ -148,25 +144,11 @@ def weights_patterns(folder: str, library: str) -> list[list[str]]:
 
 def check_tokenizer(folder: Path, old_files: tuple[str, ...]) -> None:
     """Raise CheckpointError unless the tokenizer is there: as tokenizer.json, or as all of `old_files`."""
-    if (folder / "tokenizer_config.json").exists():
-        read_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.json").exists() or not all((folder / name).is_file() for name in old_files):
         try:
             read_json(folder / "tokenizer.json")
         except CheckpointError as error:
             raise CheckpointError(f"{error} Without it, {' and '.join(old_files)} would do.") from error
-
-
-def make_sentencepiece_readable() -> None:
-    """Let transformers read spiece.model with the older protobuf that Triton's client needs.
-
-    transformers has code for any protobuf, but takes that of the package sentencepiece, which wants a newer one.
-    """
-    try:
-        importlib.import_module("sentencepiece.sentencepiece_model_pb2")
-    except Exception:  # a VersionError, which old versions of protobuf don't have
-        own = importlib.import_module("transformers.utils.sentencepiece_model_pb2_new")
-        sentencepiece.sentencepiece_model_pb2 = own  # type: ignore[attr-defined]  # what transformers asks for
 
 
 def _without_loader_options(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -184,16 +166,22 @@ def _shards(index: Path) -> tuple[Path, ...]:
 def _is_complete_safetensors(path: Path) -> bool:
     """Whether the header can be read, and the file has as many bytes as it says."""
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="numpy"):
             return True
     except (SafetensorError, OSError):
         return False
 
 
 def _holds_only_tensors(path: Path) -> bool:
-    """Whether torch's restricted unpickler takes the file; of a zip archive it doesn't read the tensors."""
     try:
-        torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))
+        _unpickled(path)
     except Exception:  # there is no end to what a bad pickle raises
         return False
     return True
+
+
+def _unpickled(path: Path) -> dict[str, Any]:
+    """Read a file with torch's restricted unpickler; of a zip archive the tensors' values aren't read."""
+    import torch  # most checkpoints are safetensors, and don't need it here
+
+    return torch.load(path, map_location="meta", weights_only=True, mmap=zipfile.is_zipfile(path))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ClapModel
 
-from export.checkpoint import Checkpoint, CheckpointError
+from export.checkpoint import Checkpoint
 from export.onnx_stage import OnnxStage
 
 
@@ -23,22 +23,8 @@ class ClapAudio(nn.Module):
 
 
 def clap_audio_stage(checkpoint: Checkpoint) -> OnnxStage:
-    """Load the audio tower of `checkpoint` and describe its export.
-
-    Raises:
-        CheckpointError: The tower fuses features of several crops, which AudioLDM 2's don't.
-    """
+    """Load the audio tower of `checkpoint` and describe its export."""
     clap, feature_extractor = checkpoint.load("text_encoder"), checkpoint.load("feature_extractor")
-    if clap.config.audio_config.enable_fusion:
-        raise CheckpointError(
-            f"{checkpoint.folder}/text_encoder/config.json has enable_fusion true: only CLAP without fusion is "
-            f"supported."
-        )
-    if feature_extractor.truncation != "rand_trunc":
-        raise CheckpointError(
-            f"{checkpoint.folder}/feature_extractor/preprocessor_config.json has truncation "
-            f"{feature_extractor.truncation}: only rand_trunc is supported."
-        )
     frames = feature_extractor.nb_max_samples // feature_extractor.hop_length + 1
     torch.manual_seed(0)
     return OnnxStage(

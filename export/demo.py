@@ -39,10 +39,9 @@ from transformers import (
     T5Tokenizer,
 )
 
+from export.checkpoint_schemas import MAX_TEXT_TOKENS, MODEL_INDEX
 from export.demo_text import SENTENCES
 from export.demo_unet import UNET_WIDTHS, make_scheduler, make_unet
-
-MAX_TEXT_TOKENS = 512
 
 WIDTHS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -93,7 +92,7 @@ def write_checkpoint(output: Path, *, size: str = "demo", seed: int = 0, languag
     for name, component in components.items():
         component.save_pretrained(output / name)
         index[name] = [_library(component), type(component).__name__]
-    (output / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (output / MODEL_INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def count_parameters(checkpoint: Path) -> int:
@@ -197,12 +196,12 @@ def _vocoder(widths: dict[str, Any]) -> SpeechT5HifiGan:
         "normalize_before": False,
     }
     vocoder = SpeechT5HifiGan(SpeechT5HifiGanConfig(**official | widths["vocoder"]))
-    _make_audible(vocoder)
+    make_audible(vocoder)
     return vocoder
 
 
 @torch.no_grad()
-def _make_audible(vocoder: SpeechT5HifiGan) -> None:
+def make_audible(vocoder: SpeechT5HifiGan) -> None:
     """Rescale a freshly initialised vocoder layer by layer, so that its audio is far from zero (it would be 1e-9)."""
     layers = [layer for layer in vocoder.modules() if isinstance(layer, (nn.Conv1d, nn.ConvTranspose1d))]
     hooks = [layer.register_forward_hook(_scale_to_unit_variance) for layer in layers]

@@ -12,7 +12,7 @@ from onnx_ir.tape import Tape
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2LMHeadModel, GPT2Model
 
-from export.checkpoint import Checkpoint, CheckpointError
+from export.checkpoint import Checkpoint
 from export.loop_body import make_body, rebuilt, run_loop, take_nodes, typed_value
 from export.onnx_nodes import integers
 from export.onnx_stage import OnnxStage
@@ -78,9 +78,7 @@ def gpt2_stage(checkpoint: Checkpoint) -> OnnxStage:
     model = checkpoint.load("language_model")
     model = model.transformer if isinstance(model, GPT2LMHeadModel) else model
     config = model.config
-    num_embeds = getattr(config, "max_new_tokens", None)
-    if not isinstance(num_embeds, int):
-        raise CheckpointError(f"{checkpoint.folder}/language_model/config.json lacks max_new_tokens, an integer.")
+    num_embeds = checkpoint.config("language_model")["max_new_tokens"]
     head_width = config.n_embd // config.n_head
     torch.manual_seed(0)
     return OnnxStage(

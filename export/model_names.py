@@ -9,12 +9,22 @@ ENSEMBLE = "audioldm2"
 CACHED_ENSEMBLE = "audioldm2_cached"
 """The ensemble around it whose answers Triton may cache."""
 
-STAGE_NAMES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess", "clap_audio")
+ONNX_STAGES = ("text_encoder", "gpt2", "vae", "vocoder", "clap_audio")
+"""The stages that run in ONNX Runtime, in the order of their export."""
+
+FILE_STAGES = ("tokenizer", "unet", "postprocess")
+"""The stages in Python; what they load is written without conversion."""
+
+STAGES = (*ONNX_STAGES, *FILE_STAGES)
+"""In the order of their export. What else the committed repository has, the ensembles and `jobs`, has no weights."""
+
+PRECISION_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""What the UNet's weights can be rounded to, and torch's name for it."""
 
 JOBS = "jobs"
 """The model that watches and cancels requests; it is no stage, and has no weights."""
 
-_TAKEN = (*STAGE_NAMES, CACHED_ENSEMBLE, JOBS)
+_TAKEN = (*STAGES, CACHED_ENSEMBLE, JOBS)
 
 _REFERENCES = (
     r'^name: "(\w+)"',  # a model's own name, which stands at the start of a line, unlike a tensor's

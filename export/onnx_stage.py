@@ -16,6 +16,7 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from export.errors import VerificationError
 from export.open_shapes import open_shapes
 
 OPSET_VERSION = 18
@@ -28,10 +29,6 @@ EXTERNAL_DATA_FROM_BYTES = 1_000_000_000
 
 MAX_RELATIVE_ERROR = 1e-3
 MAX_FP16_ERROR = 3e-2
-
-
-class VerificationError(Exception):
-    """The exported ONNX model disagrees with PyTorch."""
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,37 @@
 """Fills a Triton model repository from a checkpoint, all of it or nothing."""
 
-import contextlib
+import json
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
 from export.gpt2 import gpt2_stage
-from export.model_names import CACHED_ENSEMBLE, ENSEMBLE, JOBS, ModelNames
+from export.model_names import CACHED_ENSEMBLE, ENSEMBLE, JOBS, STAGES, ModelNames
 from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage, in_fp16
+from export.output_folder import RECORD, VERSION, check_output, install, staging_folder
 from export.pytorch_files import write_postprocess_files, write_tokenizer_files, write_unet_files
 from export.text_encoder import text_encoder_stage
 from export.vae import vae_stage
 from export.vocoder import vocoder_stage
 
 COMMITTED_REPOSITORY = Path(__file__).resolve().parent.parent / "model_repository"
-VERSION = "1"
 
-ONNX_STAGES: dict[str, Callable[[Checkpoint], OnnxStage]] = {
+ONNX_STAGES: Mapping[str, Callable[[Checkpoint], OnnxStage]] = {
     "text_encoder": text_encoder_stage,
     "gpt2": gpt2_stage,
     "vae": vae_stage,
     "vocoder": vocoder_stage,
     "clap_audio": clap_audio_stage,
 }
-FILE_STAGES: dict[str, Callable[[Checkpoint, Path, str], float | None]] = {
+FILE_STAGES: Mapping[str, Callable[[Checkpoint, Path, str], float | None]] = {
     "tokenizer": lambda checkpoint, folder, _precision: write_tokenizer_files(checkpoint, folder),
     "unet": write_unet_files,
     "postprocess": lambda checkpoint, folder, _precision: write_postprocess_files(checkpoint, folder),
 }
-STAGES = (*ONNX_STAGES, *FILE_STAGES)
-"""In the order of their export. What else the committed repository has, the ensembles and `jobs`, has no weights."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +75,25 @@ def export_checkpoint(
     Raises:
         CheckpointError: The checkpoint is incomplete or unsupported.
         VerificationError: A stage disagrees with PyTorch.
-        OSError: The files can't be written.
+        OutputError: This user can't write `output`.
+        OSError: The files can't be written, for want of room, for one.
         ValueError: The name can't be an ensemble's.
     """
     names = ModelNames(name)
-    output.mkdir(parents=True, exist_ok=True)
-    with _staging_folder(output) as staging:
+    check_output(output, names)
+    with staging_folder(output) as staging:
         for stage in STAGES:
             on_start(stage)
             started = time.monotonic()
-            folder = staging / stage / VERSION
+            folder = staging / names.of(stage) / VERSION
             error = _export_stage(checkpoint, stage, folder, precision, fp16=stage in fp16_stages)
             on_done(stage, StageResult(error, time.monotonic() - started))
-        _install(staging, output, names)
+        _write_record(checkpoint, staging, names)
+        if output.resolve() != COMMITTED_REPOSITORY or names.ensemble != ENSEMBLE:
+            _copy_committed_files(staging, names)
+        # A smaller model than the one before may have no external data.
+        data = [Path(names.of(stage)) / VERSION / f"{MODEL_FILE}.data" for stage in ONNX_STAGES]
+        install(staging, output, [output / path for path in data if not (staging / path).exists()])
 
 
 def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: str, *, fp16: bool) -> float | None:
@@ -100,36 +103,18 @@ def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: st
     return export_stage(in_fp16(stage) if fp16 else stage, folder)
 
 
-@contextlib.contextmanager
-def _staging_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, gone afterwards. Inside of it, Triton would take even a hidden folder for a model."""
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.resolve().parent) as folder:
-        yield Path(folder)
+def _write_record(checkpoint: Checkpoint, staging: Path, names: ModelNames) -> None:
+    model, *place = RECORD.parts
+    record = staging.joinpath(names.of(model), *place)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps({"checkpoint": checkpoint.name}, indent=2) + "\n", encoding="utf-8")
 
 
-def _install(staging: Path, output: Path, names: ModelNames) -> None:
-    if output.resolve() != COMMITTED_REPOSITORY or names.ensemble != ENSEMBLE:
-        _copy_committed_files(output, names)
-    for stage in STAGES:
-        version = output / names.of(stage) / VERSION
-        # A smaller model than the one before may have no external data.
-        (version / f"{MODEL_FILE}.data").unlink(missing_ok=True)
-        for path in sorted((staging / stage / VERSION).iterdir()):
-            _replace(path, version / path.name)
-
-
-def _copy_committed_files(output: Path, names: ModelNames) -> None:
+def _copy_committed_files(staging: Path, names: ModelNames) -> None:
     for model in (ENSEMBLE, CACHED_ENSEMBLE, JOBS, *STAGES):
-        version = output / names.of(model) / VERSION
+        version = staging / names.of(model) / VERSION
         version.mkdir(parents=True, exist_ok=True)
-        config = (COMMITTED_REPOSITORY / model / "config.pbtxt").read_text()
-        (version.parent / "config.pbtxt").write_text(names.rename(config))
+        config = (COMMITTED_REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
+        (version.parent / "config.pbtxt").write_text(names.rename(config), encoding="utf-8")
         for module in (COMMITTED_REPOSITORY / model / VERSION).glob("*.py"):
             shutil.copy(module, version)
-
-
-def _replace(new: Path, place: Path) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    if place.is_dir():
-        shutil.rmtree(place)
-    shutil.move(new, place)  # a rename, unless `output` is a mount of its own

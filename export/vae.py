@@ -74,7 +74,7 @@ def vae_stage(checkpoint: Checkpoint) -> OnnxStage:
     for block in vae.decoder.up_blocks:
         if block.upsamplers:
             block.upsamplers = nn.ModuleList(PhasedUpsample2D(upsampling) for upsampling in block.upsamplers)
-    bins = checkpoint.load("vocoder").config.model_in_dim // 2 ** (len(vae.config.block_out_channels) - 1)
+    bins = checkpoint.config("vocoder")["model_in_dim"] // 2 ** (len(vae.config.block_out_channels) - 1)
     torch.manual_seed(0)
     return OnnxStage(
         name="vae",

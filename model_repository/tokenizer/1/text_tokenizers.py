@@ -48,14 +48,18 @@ class TextTokenizers:
         texts = [*(negative_prompts or ()), *prompts]
         clap_input_ids, clap_attention_mask = _arrays(self._clap.encode_batch(texts))
 
-        self._t5.enable_truncation(self._t5_truncation["max_length"])
+        self._truncate_t5(self._t5_truncation["max_length"])
         encodings = self._t5_encodings(prompts, length=None)
         truncated_tokens = np.array([_num_truncated(encoding) for encoding in encodings], np.int32)
         if negative_prompts:
             num_tokens = len(encodings[0])
-            self._t5.enable_truncation(num_tokens)
+            self._truncate_t5(num_tokens)
             encodings = [*self._t5_encodings(negative_prompts, length=num_tokens), *encodings]
         return TokenizedText(clap_input_ids, clap_attention_mask, *_arrays(encodings), truncated_tokens)
+
+    def _truncate_t5(self, max_length: int) -> None:
+        """Cut T5's texts to `max_length` tokens from now on, on the checkpoint's side."""
+        self._t5.enable_truncation(**(self._t5_truncation | {"max_length": max_length}))
 
     def _t5_encodings(self, texts: Sequence[str], length: int | None) -> list[Encoding]:
         self._t5.enable_padding(**(self._t5_padding | {"length": length}))
