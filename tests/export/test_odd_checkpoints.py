@@ -24,7 +24,6 @@ from scheduler_names import SchedulerNames
 from scheduler_steps import DiffusersSteps, SchedulerRequest, SchedulerSteps, Steps
 from text_tokenizers import TextTokenizers
 from tiny_checkpoint import copy_checkpoint, edit_json, replace
-from tiny_unet import CPU, reference_noise
 from tokenizers import Tokenizer
 from unet_forward import UNetForward
 
@@ -44,6 +43,7 @@ from export.pytorch_files import (
 from export.text_encoder import text_encoder_stage
 from export.vae import vae_stage
 from export.vocoder import vocoder_stage
+from tests.helpers.tiny_unet import CPU, reference_noise
 
 MAX_REFUSAL_S = 5.0
 
