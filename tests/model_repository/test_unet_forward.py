@@ -169,7 +169,8 @@ def test_other_vectors_or_bins_than_a_fixed_shape_has_run_eagerly(vectors, bins,
     assert relative_rms(output, eager(latents[..., :bins], timesteps, other)) <= TOLERANCE
 
 
-def test_more_shapes_than_dynamo_compiles_by_default_are_all_compiled(monkeypatch):
+@torch._dynamo.config.patch(recompile_limit=2)  # it is 8, and each takes seconds
+def test_more_shapes_than_dynamo_compiles_by_default_are_all_compiled():
     compiled = []
 
     def backend(graph, _inputs):
@@ -177,7 +178,6 @@ def test_more_shapes_than_dynamo_compiles_by_default_are_all_compiled(monkeypatc
         return graph.forward
 
     torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)  # it is 8, and each takes seconds
     shapes = tuple(FixedShape(1, 8 * index, 16) for index in range(1, 5))
     unet = UNetForward(make_unet(**SHALLOW), CPU, 512)
     list(unet.prepare(Preparation(backend, fixed_shapes=shapes)))
