@@ -42,7 +42,7 @@ class Weights:
 
     @property
     def use_safetensors(self) -> bool:
-        """Tell whether the weights are safetensors; otherwise they are a pickle, for torch's restricted unpickler only."""
+        """Tell whether these are safetensors; otherwise they are a pickle, for torch's restricted unpickler only."""
         return ".safetensors" in self.name
 
     def check(self) -> None:
