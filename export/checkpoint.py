@@ -44,7 +44,7 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What tells it from other checkpoints: the hub's name, or the absolute path."""
+        """Return what tells it from other checkpoints: the hub's name, or the absolute path."""
         return self.hub_id or str(self.folder.resolve())
 
     @classmethod
@@ -68,7 +68,7 @@ class Checkpoint:
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        """The content of `model_index.json`."""
+        """Return the content of `model_index.json`."""
         path = self.folder / MODEL_INDEX
         if not path.exists():
             raise CheckpointError(
@@ -223,6 +223,10 @@ def _snapshot(name: str, patterns: list[str], revision: str | None = None) -> Pa
         reason = "no folder has that name, and the hub has no such repository, or it needs an access token in HF_TOKEN"
     except LocalEntryNotFoundError:
         reason = "no folder has that name, and neither the hub can be reached nor does its cache here hold the files"
+    except PermissionError as error:
+        reason = f"its files can't be kept: {error.filename} can't be written. Set HF_HOME to a folder of this user"
+    except RuntimeError as error:  # this user has no home folder
+        reason = f"its files can't be kept: {error} Set HF_HOME to a folder of this user"
     except Exception as error:  # those of the hub's HTTP library are no OSErrors
         reason = f"the download from the hub failed ({type(error).__name__})"
     raise CheckpointError(f"--checkpoint {name}: {reason}.")

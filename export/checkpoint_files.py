@@ -42,7 +42,7 @@ class Weights:
 
     @property
     def use_safetensors(self) -> bool:
-        """Whether the weights are safetensors; otherwise they are a pickle, for torch's restricted unpickler only."""
+        """Tell whether these are safetensors; otherwise they are a pickle, for torch's restricted unpickler only."""
         return ".safetensors" in self.name
 
     def check(self) -> None:
@@ -71,7 +71,7 @@ class Weights:
 
     @contextlib.contextmanager
     def alone(self, config: dict[str, Any]) -> Iterator[Path]:
-        """A folder with `config` and these weights under the library's names for them, and nothing else to be found."""
+        """Make a folder with `config` and these weights under the library's names, and nothing else to be found."""
         with tempfile.TemporaryDirectory(prefix="audioldm2-export-") as name:
             folder = Path(name)
             (folder / "config.json").write_text(json.dumps(config))
@@ -164,7 +164,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _is_complete_safetensors(path: Path) -> bool:
-    """Whether the header can be read, and the file has as many bytes as it says."""
+    """Tell whether the header can be read, and the file has as many bytes as it says."""
     try:
         with safe_open(path, framework="numpy"):
             return True

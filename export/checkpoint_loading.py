@@ -156,7 +156,7 @@ def usable_schedulers(scheduler: Any) -> list[str]:
 
 
 def _does_steps(scheduler: Any) -> bool:
-    """Whether a few steps on latents of zeros lead to finite numbers."""
+    """Tell whether a few steps on latents of zeros lead to finite numbers."""
     scheduler.set_timesteps(NUM_TRIED_STEPS)
     latents = torch.zeros(1, 1, 2, 2)
     for timestep in scheduler.timesteps:

@@ -1,4 +1,4 @@
-"""Whether the components of a checkpoint fit together, and the keys of each one with each other."""
+"""How the components of a checkpoint must fit together, and the keys of each one with each other."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -190,7 +190,10 @@ def _get(configs: Configs, component: str, key: str) -> Any:
 
 
 def _check_cross_attention(configs: Configs, path: Path) -> None:
-    """The UNet gives GPT-2's vectors to the first two layers of a level, T5's states to further ones; null: neither."""
+    """Check which widths the UNet attends to.
+
+    It gives GPT-2's vectors to the first two layers of a level, T5's states to further ones; null stands for neither.
+    """
     unet = configs["unet"]
     gpt2_width, t5_width = configs["language_model"]["n_embd"], configs["text_encoder_2"]["d_model"]
     levels = [_listed(level) for level in _per_level(unet["cross_attention_dim"], len(unet["block_out_channels"]))]
@@ -205,12 +208,12 @@ def _check_cross_attention(configs: Configs, path: Path) -> None:
     example = [[None, gpt2_width, t5_width]] * len(levels)
     for text, positions in {"GPT-2's vectors": slice(0, 2), "T5's states": slice(2, None)}.items():
         if not any(width is not None for level in attending for width in level[positions]):
-            rule = Rule(f"with a width for {text} on a level with attention, such as {example}", lambda _: False)
+            rule = Rule(f"a list with a width for {text} on a level with attention, such as {example}", lambda _: False)
             check("cross_attention_dim", unet["cross_attention_dim"], rule, path)
 
 
 def _attends(unet: Mapping[str, Any], level: int) -> bool:
-    """Whether a level has attention on its way down or up; the deepest one always has, between the two."""
+    """Tell whether a level has attention on its way down or up; the deepest one always has, between the two."""
     deepest = level == len(unet["block_out_channels"]) - 1
     return deepest or "CrossAttn" in unet["down_block_types"][level] + unet["up_block_types"][-1 - level]
 

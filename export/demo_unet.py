@@ -19,7 +19,7 @@ def make_unet(generated_width: int, prompt_width: int, **changes: Any) -> AudioL
     Args:
         generated_width: Of GPT-2's vectors.
         prompt_width: Of T5's states.
-        changes: Widths, and what else shall differ from the official configuration.
+        changes: Widths, and what else differs from the official configuration.
     """
     config: dict[str, Any] = {
         "in_channels": 8,

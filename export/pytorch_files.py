@@ -57,7 +57,7 @@ def write_scheduler_config(checkpoint: Checkpoint, folder: Path) -> None:
     """Write the scheduler's configuration as it is in the checkpoint, with the class that `model_index.json` names.
 
     A scheduler of diffusers would save its own defaults along with it. Another class that is made from the
-    configuration would then take them for wishes, where it has other defaults.
+    configuration would then take them for choices, where its own defaults are others.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = checkpoint.values("scheduler") | {"_class_name": checkpoint.class_name("scheduler")}

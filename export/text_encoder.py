@@ -75,7 +75,7 @@ def text_encoder_stage(checkpoint: Checkpoint) -> OnnxStage:
 
 
 def _token_inputs(clap_lengths: list[int], t5_lengths: list[int]) -> dict[str, Tensor]:
-    """Rows of the given lengths, padded with the tokenizers' padding (1 for CLAP, 0 for T5)."""
+    """Return rows of the given lengths, padded with the tokenizers' padding (1 for CLAP, 0 for T5)."""
     clap_input_ids, clap_attention_mask = _padded(clap_lengths, padding=1)
     t5_input_ids, t5_attention_mask = _padded(t5_lengths, padding=0)
     return {

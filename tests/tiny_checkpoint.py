@@ -20,6 +20,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from export.checkpoint_schemas import CONFIG_FILES
 from export.demo import make_audible
 
 CLAP_WIDTH, T5_WIDTH, GPT2_WIDTH = 64, 96, 64
@@ -93,6 +94,11 @@ def _link(source: str, target: str) -> None:
 def copy_checkpoint(source: Path, target: Path) -> Path:
     """Return a copy of the checkpoint that takes no time and no room."""
     return Path(shutil.copytree(source, target, copy_function=_link))
+
+
+def config_file(checkpoint: Path, component: str) -> Path:
+    """Return where the configuration of `component` is."""
+    return checkpoint / component / CONFIG_FILES.get(component, "config.json")
 
 
 def edit_json(path: Path, changes: Mapping[str, Any], remove: tuple[str, ...] = ()) -> None:
