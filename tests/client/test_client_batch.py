@@ -19,9 +19,9 @@ from audioldm2_client import (
     ServerFaultError,
     ServerUnreachableError,
 )
-from audioldm2_client._batch import Outage, ServerGoneError, may_pass, run_batch
-from audioldm2_client._cli import main
-from audioldm2_client._prompts_file import read_prompts
+from audioldm2_client._cli.batch import Outage, ServerGoneError, may_pass, run_batch
+from audioldm2_client._cli.main import main
+from audioldm2_client._cli.prompts_file import read_prompts
 from tiny_repository import wait_until
 
 from server import EmbeddedServer
@@ -196,7 +196,7 @@ def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(ur
     script = (
         "import sys\n"
         "from audioldm2_client import AsyncAudioLDM2Client\n"
-        "from audioldm2_client._cli import main\n"
+        "from audioldm2_client._cli.main import main\n"
         "submit = AsyncAudioLDM2Client.submit\n"
         "def announcing(*a, **o):\n"
         "    generation = submit(*a, **o)\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import audioldm2_client
 import pytest
 import soundfile
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 
 
 def run(url: str, prompt: str, output: Path, *more: str) -> int:

@@ -46,7 +46,7 @@ def test_import_loads_nothing_heavy_and_is_quick():
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_command_answers_without_loading_what_it_does_not_need(option):
     code = (
-        "import sys\nfrom audioldm2_client._cli import main\n"
+        "import sys\nfrom audioldm2_client._cli.main import main\n"
         f"try: main([{option!r}])\nexcept SystemExit: print(sorted(set({HEAVY[:3]!r}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from audioldm2_client import AudioLDM2Client, GenerationResult, Progress, TlsOptions
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 from audioldm2_client._ui import markup, session
 from audioldm2_client._ui.form import SCHEDULER_ALIASES, read_options
 from audioldm2_client._ui.guard import LOOPBACK_NAMES, refusal
@@ -226,7 +226,7 @@ def test_bad_usage_is_explained(arguments, words, capsys):
 def test_missing_gradio_is_explained():
     code = (
         "import sys\nsys.modules['gradio'] = None\nfrom importlib import util\nutil.find_spec = lambda name: None\n"
-        "from audioldm2_client._cli import main\nsys.exit(main(['ui']))"
+        "from audioldm2_client._cli.main import main\nsys.exit(main(['ui']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 from audioldm2_client import AudioLDM2Client, _spectrogram
-from audioldm2_client._cli import main
-from audioldm2_client._cli_options import client_settings, make_parser
-from audioldm2_client._progress_bar import GenerationBar
+from audioldm2_client._cli.main import main
+from audioldm2_client._cli.options import make_parser
+from audioldm2_client._cli.progress_bar import GenerationBar
+from audioldm2_client._server_options import client_settings
 from PIL import Image
 from terminal import Terminal
 from tiny_repository import wait_until
@@ -22,7 +23,7 @@ from tiny_repository import wait_until
 ANNOUNCING = """
 import sys
 from audioldm2_client import AudioLDM2Client
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 submit = AudioLDM2Client.submit
 def announcing(*arguments, **options):
     generation = submit(*arguments, **options)

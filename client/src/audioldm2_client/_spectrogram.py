@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from audioldm2_client._whole_file import check_folder, whole_file
+from audioldm2_client._audio_file import check_folder, whole_file
 
 _WINDOW = 512  # samples: 32 ms at 16 kHz
 _COLUMNS = 1024

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audioldm2_client import _exit_status
-from audioldm2_client._cli_options import add_server_options, client_settings
 from audioldm2_client._client import AudioLDM2Client
 from audioldm2_client._exit_status import fail
+from audioldm2_client._server_options import add_server_options, client_settings
 
 if TYPE_CHECKING:
     from audioldm2_client._ui.snippets import Connection

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from audioldm2_client._cli.report import waveform_paths
 from audioldm2_client._exceptions import InvalidRequestError
-from audioldm2_client._report import waveform_paths
 from audioldm2_client._request import GenerationOptions, build_request
 
 _OPTION_NAMES = tuple(field.name for field in fields(GenerationOptions))

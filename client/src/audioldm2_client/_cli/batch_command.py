@@ -5,21 +5,22 @@ import asyncio
 import json
 from typing import Any
 
-from audioldm2_client import _exit_status, _report
+from audioldm2_client import _exit_status
 from audioldm2_client._async_client import AsyncAudioLDM2Client
-from audioldm2_client._batch import ServerGoneError, run_batch
-from audioldm2_client._cli_options import (
+from audioldm2_client._cli import report
+from audioldm2_client._cli.batch import ServerGoneError, run_batch
+from audioldm2_client._cli.options import (
     DEFAULT_CONCURRENCY,
     DEFAULT_RETRY_FOR_S,
-    client_settings,
     generation_options,
 )
+from audioldm2_client._cli.progress_bar import BatchBar, is_terminal
+from audioldm2_client._cli.prompts_file import PromptItem, read_prompts
+from audioldm2_client._cli.results_folder import ResultsFolder
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, first_line, status_of
-from audioldm2_client._progress_bar import BatchBar, is_terminal
-from audioldm2_client._prompts_file import PromptItem, read_prompts
 from audioldm2_client._result import GenerationResult
-from audioldm2_client._results_folder import ResultsFolder
+from audioldm2_client._server_options import client_settings
 
 GO_ON = "run the same command again to go on"
 
@@ -103,7 +104,7 @@ class _BatchReport:
     def _lines(self, result: GenerationResult, paths: Any, record: dict[str, Any]) -> list[str]:
         if self._arguments.json:
             return [json.dumps(record, ensure_ascii=False)]
-        return _report.lines(result, paths)
+        return report.lines(result, paths)
 
     def _note_failure(self, item: PromptItem, error: AudioLDM2Error) -> None:
         self._failed[item.line] = status_of(error)

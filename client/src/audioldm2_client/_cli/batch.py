@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from audioldm2_client._async_client import AsyncAudioLDM2Client
+from audioldm2_client._cli.prompts_file import PromptItem
 from audioldm2_client._errors import CERTIFICATE_REFUSED
 from audioldm2_client._exceptions import (
     AudioLDM2Error,
@@ -14,7 +15,6 @@ from audioldm2_client._exceptions import (
     ServerUnreachableError,
 )
 from audioldm2_client._flow import backoff_s
-from audioldm2_client._prompts_file import PromptItem
 from audioldm2_client._result import GenerationResult
 
 OnResult = Callable[[PromptItem, GenerationResult, float], object]

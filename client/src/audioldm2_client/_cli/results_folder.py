@@ -11,10 +11,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from audioldm2_client import _report
-from audioldm2_client._prompts_file import PromptItem
+from audioldm2_client._audio_file import PART_PATTERN
+from audioldm2_client._cli import report
+from audioldm2_client._cli.prompts_file import PromptItem
 from audioldm2_client._result import GenerationResult
-from audioldm2_client._whole_file import PART_PATTERN
 
 RECORDS = "results.jsonl"
 
@@ -59,8 +59,8 @@ class ResultsFolder:
         Raises:
             OSError, RuntimeError, ValueError: it can't be written.
         """
-        paths = _report.save(result, self._path / f"{item.name}.{self._format}")
-        described = _report.as_json(result, [Path(path.name) for path in paths], elapsed_s)
+        paths = report.save(result, self._path / f"{item.name}.{self._format}")
+        described = report.as_json(result, [Path(path.name) for path in paths], elapsed_s)
         record = {"name": item.name, "line": item.line, "key": item.key, **described, "options": dict(item.options)}
         self._records.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._records.flush()
