@@ -238,7 +238,7 @@ def test_folder_belongs_to_one_run_at_a_time(url, tmp_path, waiting, capsys):
         ([], "holds no prompts"),
         (["ok", '{"prompt": '], "line 2: it begins with a brace and isn't JSON"),
         ([{"seed": 1}], "line 1: prompt must be a text"),
-        ([{"prompt": "x", "steps": 3}], "line 1: 'steps' must be one of prompt, name, negative_prompt, num_inf"),
+        ([{"prompt": "x", "steps": 3}], "line 1: 'steps' must be one of prompt, name, negative_prompt, audio_le"),
         ([{"prompt": "x", "seed": "7"}], "line 1: seed must be an int"),
         ([{"prompt": "x", "seed": 2**63}], "line 1: seed must fit in a 64-bit signed integer"),
         ([{"prompt": "x", "name": "../../etc/x"}], "line 1: name must have 1 to 100 of the characters"),

@@ -12,13 +12,13 @@ from audioldm2_client._cli.batch import ServerGoneError, run_batch
 from audioldm2_client._cli.options import (
     DEFAULT_CONCURRENCY,
     DEFAULT_RETRY_FOR_S,
-    generation_options,
 )
 from audioldm2_client._cli.progress_bar import BatchBar, is_terminal
 from audioldm2_client._cli.prompts_file import PromptItem, read_prompts
 from audioldm2_client._cli.results_folder import ResultsFolder
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, first_line, status_of
+from audioldm2_client._options import given_options
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._server_options import client_settings
 
@@ -34,7 +34,7 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--concurrency must be 1 to 256; got {concurrency}")
         if not 0 <= retry_for_s < float("inf"):
             raise ValueError(f"--retry-for must be at least 0 seconds; got {retry_for_s:g}")
-        items = read_prompts(arguments.prompts, generation_options(arguments), arguments.model)
+        items = read_prompts(arguments.prompts, given_options(vars(arguments)), arguments.model)
         client = AsyncAudioLDM2Client(**client_settings(arguments), max_retries=0)
         folder = ResultsFolder(arguments.output_dir, arguments.format or "wav")
     except (ValueError, OSError) as error:

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from audioldm2_client import _audio_file, _exit_status, _spectrogram
 from audioldm2_client._cli import playback, report
-from audioldm2_client._cli.options import generation_options, make_parser, parse
+from audioldm2_client._cli.options import make_parser, parse
 from audioldm2_client._cli.progress_bar import GenerationBar, is_terminal
 from audioldm2_client._client import AudioLDM2Client
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, status_of
+from audioldm2_client._options import given_options
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._server_options import client_settings
 
@@ -48,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with client, GenerationBar(shown=is_terminal() and not arguments.no_progress) as bar:
             start = time.monotonic()
-            result = client.generate(arguments.prompt, **generation_options(arguments), on_progress=bar)
+            result = client.generate(arguments.prompt, **given_options(vars(arguments)), on_progress=bar)
             elapsed_s = time.monotonic() - start
     except AudioLDM2Error as error:
         return fail(error, status_of(error))

@@ -1,10 +1,11 @@
-"""The options of the command line, and what they mean for a generation."""
+"""The options of the command line."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
 from audioldm2_client._exit_status import EXPLANATION
+from audioldm2_client._options import OPTIONS
 from audioldm2_client._server_options import add_server_options
 
 DEFAULT_CONCURRENCY = 4
@@ -37,7 +38,9 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("prompt", metavar="PROMPT", nargs="?", help="what to hear")
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help=".wav or .flac")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", type=Path, help=".wav or .flac; FILE-1, FILE-2, ... for several candidates"
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {_version()}")
     _add_generation(parser.add_argument_group("generation"))
     _add_output(parser.add_argument_group("output"))
@@ -67,32 +70,10 @@ def parse(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
     return arguments
 
 
-def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `generate` that were given."""
-    options = {
-        "negative_prompt": arguments.negative_prompt,
-        "num_inference_steps": arguments.steps,
-        "guidance_scale": arguments.guidance_scale,
-        "audio_length_in_s": arguments.length,
-        "num_waveforms_per_prompt": arguments.candidates,
-        "seed": arguments.seed,
-        "scheduler": arguments.scheduler,
-        "eta": arguments.eta,
-    }
-    return {name: value for name, value in options.items() if value is not None}
-
-
 def _add_generation(group: Any) -> None:
-    group.add_argument("--negative-prompt", metavar="TEXT", help="what not to hear")
-    group.add_argument("--steps", metavar="N", type=int, help="denoising steps, 1 to 1000")
-    group.add_argument("--guidance-scale", metavar="X", type=float, help="how closely to follow the prompt, from 0 on")
-    group.add_argument("--length", metavar="SECONDS", type=float, help="length of the audio, 0.04 to 160")
-    group.add_argument(
-        "--candidates", metavar="N", type=int, help="waveforms, 1 to 16, best first: FILE-1, FILE-2, ..."
-    )
-    group.add_argument("--seed", metavar="N", type=int, help="equal seeds give equal audio; from 0 on")
-    group.add_argument("--scheduler", metavar="NAME", help="diffusers' class name, or an alias such as euler-karras")
-    group.add_argument("--eta", metavar="X", type=float, help="noise of the DDIM scheduler, 0 to 1")
+    for name, option in OPTIONS.items():
+        words = option.meaning if option.one_per_prompt else option.help
+        group.add_argument(option.flag, dest=name, metavar=option.metavar, type=option.python_type, help=words)
 
 
 def _add_output(group: Any) -> None:

@@ -5,15 +5,15 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audioldm2_client._cli.report import waveform_paths
 from audioldm2_client._exceptions import InvalidRequestError
-from audioldm2_client._request import GenerationOptions, build_request
+from audioldm2_client._options import OPTIONS
+from audioldm2_client._request import build_request
 
-_OPTION_NAMES = tuple(field.name for field in fields(GenerationOptions))
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SLUG_LENGTH = 40
 
@@ -64,7 +64,7 @@ def _parse(text: str, defaults: Mapping[str, Any], model_name: str, source: str)
             prompt, name, own = _parse_line(line.strip())
             options = {**defaults, **own}
             # Found out here, so that a mistake on the last line doesn't wait for all the others.
-            build_request(prompt, GenerationOptions(**options), model_name=model_name, request_id="-", timeout_s=1)
+            build_request(prompt, options, model_name=model_name, request_id="-", timeout_s=1)
         except (ValueError, TypeError, InvalidRequestError) as error:
             raise ValueError(f"{source}, line {number}: {error}") from error
         wanted = json.dumps([model_name, prompt, options], sort_keys=True)
@@ -82,8 +82,8 @@ def _parse_line(line: str) -> tuple[str, str | None, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"it begins with a brace and isn't JSON: {error}") from error
     for key in values:
-        if key not in ("prompt", "name", *_OPTION_NAMES):
-            raise ValueError(f"{key!r} must be one of prompt, name, {', '.join(_OPTION_NAMES)}")
+        if key not in ("prompt", "name", *OPTIONS):
+            raise ValueError(f"{key!r} must be one of prompt, name, {', '.join(OPTIONS)}")
     prompt, name = values.pop("prompt", None), values.pop("name", None)
     if not isinstance(prompt, str):
         raise ValueError("prompt must be a text")

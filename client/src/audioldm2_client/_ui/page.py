@@ -12,9 +12,10 @@ from audioldm2_client._exceptions import AudioLDM2Error, ModelNotFoundError, Req
 from audioldm2_client._exit_status import first_line
 from audioldm2_client._generation import Generation
 from audioldm2_client._jobs import POLL_INTERVAL_S, Progress
+from audioldm2_client._options import Option
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._ui import markup
-from audioldm2_client._ui.form import SCHEDULER_ALIASES, read_options
+from audioldm2_client._ui.form import FIELDS, read_options
 from audioldm2_client._ui.session import ClosedSessionError, Entry, Session, Sessions
 from audioldm2_client._ui.snippets import Connection, as_curl, as_python
 
@@ -165,31 +166,24 @@ def _progress_of(generation: Generation) -> Iterator[Progress]:
 
 
 def _make_form() -> dict[str, Any]:
-    """Return the widgets by the names of the arguments that they stand for."""
+    """Return the widgets by the names of the arguments that they stand for: texts first, then rows of three."""
     form: dict[str, Any] = {
-        "prompt": gr.Textbox(label="Prompt", placeholder="a dog barking in the rain", elem_id="prompt", autofocus=True),
-        "negative_prompt": gr.Textbox(label="Negative prompt", placeholder="low quality", elem_id="negative_prompt"),
+        "prompt": gr.Textbox(label="Prompt", placeholder="a dog barking in the rain", elem_id="prompt", autofocus=True)
     }
-    with gr.Row():
-        form["audio_length_in_s"] = _number("Length, seconds", "10.24", "audio_length_in_s")
-        form["num_inference_steps"] = _number("Steps", "20", "num_inference_steps")
-        form["guidance_scale"] = _number("Guidance", "3.5", "guidance_scale")
-    with gr.Row():
-        form["scheduler"] = gr.Dropdown(
-            [("the server's default", ""), *SCHEDULER_ALIASES],
-            value="",
-            label="Scheduler",
-            allow_custom_value=True,
-            elem_id="scheduler",
-        )
-        form["num_waveforms_per_prompt"] = _number("Candidates", "1", "num_waveforms_per_prompt")
-        form["seed"] = _number("Seed", "random", "seed")
+    texts = [name for name, option in FIELDS.items() if option.one_per_prompt]
+    others = [name for name in FIELDS if name not in texts]
+    for row in (*([name] for name in texts), *(others[index : index + 3] for index in range(0, len(others), 3))):
+        with gr.Row():
+            form |= {name: _make_field(name, FIELDS[name]) for name in row}
     return form
 
 
-def _number(label: str, placeholder: str, name: str) -> Any:
-    """A number, as text; the server has the bounds, and says so. Left empty, its default holds."""
-    return gr.Textbox(label=label, placeholder=placeholder, elem_id=name, min_width=110)
+def _make_field(name: str, option: Option) -> Any:
+    """Return the widget of an option. Numbers are text as well: the server has the bounds, and names them."""
+    if option.suggestions:
+        choices = [("the server's default", ""), *option.suggestions]
+        return gr.Dropdown(choices, value="", label=option.label, allow_custom_value=True, elem_id=name)
+    return gr.Textbox(label=option.label, placeholder=option.default, elem_id=name, min_width=110)
 
 
 def _make_buttons() -> tuple[Any, Any, Any]:
