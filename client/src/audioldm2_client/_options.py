@@ -9,7 +9,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -196,9 +196,9 @@ OPTIONS: Mapping[str, Option] = {name: hint.__metadata__[0] for name, hint in _H
 """By argument name, in the order of the form on the page."""
 
 
-def given_options(values: Mapping[str, Any]) -> dict[str, Any]:
+def given_options(values: Mapping[str, Any]) -> GenerationOptions:
     """Return the options among `values` that aren't None."""
-    return {name: values[name] for name in OPTIONS if values.get(name) is not None}
+    return cast(GenerationOptions, {name: values[name] for name in OPTIONS if values.get(name) is not None})
 
 
 def lists_options(function: F) -> F:

@@ -3,7 +3,7 @@
 import math
 import numbers
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from audioldm2_client._exceptions import InvalidRequestError
-from audioldm2_client._options import OPTIONS, Option, given_options
+from audioldm2_client._options import OPTIONS, GenerationOptions, Option, given_options
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -62,7 +62,7 @@ def new_request_id() -> str:
 
 def build_request(
     prompt: str | Sequence[str],
-    options: Mapping[str, object],
+    options: GenerationOptions,
     *,
     model_name: str,
     request_id: str,
@@ -72,7 +72,7 @@ def build_request(
 
     Args:
         prompt: one text, or several.
-        options: `GenerationOptions`.
+        options: what `generate` is given besides.
         model_name: the ensemble.
         request_id: as `new_request_id` makes them.
         timeout_s: time allowed for the generation, seconds.

@@ -4,14 +4,14 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from audioldm2_client._cli.report import waveform_paths
 from audioldm2_client._exceptions import InvalidRequestError
-from audioldm2_client._options import OPTIONS
+from audioldm2_client._options import OPTIONS, GenerationOptions
 from audioldm2_client._request import build_request
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
@@ -32,12 +32,12 @@ class PromptItem:
 
     line: int
     prompt: str
-    options: Mapping[str, Any]
+    options: GenerationOptions
     name: str
     key: str
 
 
-def read_prompts(path: Path, defaults: Mapping[str, Any], model_name: str) -> list[PromptItem]:
+def read_prompts(path: Path, defaults: GenerationOptions, model_name: str) -> list[PromptItem]:
     """Read a prompt on each line, or a JSON object where a line begins with a brace; blank lines are skipped.
 
     Raises:
@@ -55,14 +55,14 @@ def read_prompts(path: Path, defaults: Mapping[str, Any], model_name: str) -> li
     return items
 
 
-def _parse(text: str, defaults: Mapping[str, Any], model_name: str, source: str) -> Iterator[PromptItem]:
+def _parse(text: str, defaults: GenerationOptions, model_name: str, source: str) -> Iterator[PromptItem]:
     seen: Counter[str] = Counter()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             prompt, name, own = _parse_line(line.strip())
-            options = {**defaults, **own}
+            options = cast(GenerationOptions, {**defaults, **own})
             # Found out here, so that a mistake on the last line doesn't wait for all the others.
             build_request(prompt, options, model_name=model_name, request_id="-", timeout_s=1)
         except (ValueError, TypeError, InvalidRequestError) as error:
