@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from audioldm2_client._async_transport import AsyncTransport
 from audioldm2_client._errors import cancelled_here_error
-from audioldm2_client._exceptions import AudioLDM2Error
+from audioldm2_client._exceptions import AudioLDM2Error, RequestCancelledError
 from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
 from audioldm2_client._jobs import (
     JOBS_TIMEOUT_S,
@@ -144,7 +144,12 @@ class AsyncGeneration:
         return await drive_async(jobs_flow(self._request, self._address, "status", timeout_s), self._transports)
 
     async def _run(self, flow: Flow[Any]) -> GenerationResult:
-        get_tensor = await drive_async(flow, self._transports, self._note_address)
+        try:
+            get_tensor = await drive_async(flow, self._transports, self._note_address)
+        except RequestCancelledError as error:
+            if self._refuses_attempts:  # `cancel` was faster on the server than here
+                raise cancelled_here_error(self._request) from error
+            raise
         return parse_response(get_tensor, self._request)
 
     def _note_address(self, address: ServerAddress) -> None:

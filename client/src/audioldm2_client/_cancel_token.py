@@ -23,6 +23,11 @@ class CancelToken:
         """Whether `cancel` was called."""
         return self._event.is_set()
 
+    @property
+    def refuses_attempts(self) -> bool:
+        """Whether the call is about to end: `refuse_attempts` or `cancel` was called."""
+        return self._refuses_attempts.is_set()
+
     def refuse_attempts(self) -> None:
         """Let no further attempt begin; one that has begun goes on."""
         with self._lock:
@@ -35,7 +40,7 @@ class CancelToken:
             CallCancelledError: `refuse_attempts` was called before; nothing must be sent.
         """
         with self._lock:
-            if self._refuses_attempts.is_set():
+            if self.refuses_attempts:
                 raise CallCancelledError
             note()
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 from audioldm2_client._cancel_token import CallCancelledError, CancelToken
 from audioldm2_client._errors import cancelled_here_error
-from audioldm2_client._exceptions import AudioLDM2Error
+from audioldm2_client._exceptions import AudioLDM2Error, RequestCancelledError
 from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
 from audioldm2_client._jobs import (
     JOBS_TIMEOUT_S,
@@ -186,6 +186,8 @@ class Generation:
             result = parse_response(drive(flow, self._transports, self._token, self._note_address), self._request)
         except CallCancelledError:
             failure = cancelled_here_error(self._request)
+        except RequestCancelledError as error:  # `cancel` was faster on the server than here
+            failure = cancelled_here_error(self._request) if self._token.refuses_attempts else error
         except BaseException as error:
             failure = error
         self._release_thread()

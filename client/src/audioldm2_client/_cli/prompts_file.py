@@ -102,7 +102,7 @@ def _make_name(prompt: str, key: str) -> str:
 def _check_names(items: list[PromptItem], source: str) -> None:
     lines: dict[str, int] = {}
     for item in items:
-        count = item.options.get("num_waveforms_per_prompt", 1)
+        count = item.options.get("num_waveforms_per_prompt") or 1
         for path in waveform_paths(Path(item.name), max(1, min(count, 100))):
             other = lines.setdefault(path.name.lower(), item.line)
             if other != item.line:
