@@ -186,7 +186,7 @@ def test_server_that_stays_away_is_given_up_and_told(tmp_path, capsys):
     assert run("127.0.0.1:1", prompts, tmp_path / "out", "--retry-for", "0.5") == 3
     err = capsys.readouterr().err
     assert "can't reach a Triton server" in err
-    assert "gave up after 0.5 s; run the same command again to go on" in err
+    assert "gave up after 0.5 s; run the same command again to continue" in err
     assert err.count("\n") == 1
 
 
@@ -216,7 +216,7 @@ def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(ur
             _, err = process.communicate(timeout=30)
         finally:
             process.kill()
-    assert (process.returncode, err) == (130, "audioldm2: interrupted; run the same command again to go on\n")
+    assert (process.returncode, err) == (130, "audioldm2: interrupted; run the same command again to continue\n")
     for request_id in ids:
         wait_until(lambda i=request_id: ask(i).state == "cancelled", 20, "the server has stopped it")
     assert [path.name for path in folder.iterdir()] == ["results.jsonl"]

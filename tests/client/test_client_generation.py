@@ -315,7 +315,7 @@ def test_ctrl_c_in_generate_cancels_on_the_server(url, ask, on_progress):
 
 
 def ask_until_told(generation) -> None:
-    """Before the request is sent, nobody is asked."""
+    """Before the request is sent, no server is asked."""
     wait_until(lambda: generation.progress().state != "unknown", 20, "the server is asked")
 
 
@@ -350,7 +350,7 @@ def test_readiness(url):
 
 @pytest.fixture
 def dead_port():
-    """A port on which nobody listens: bound, so that nobody else can, but not listening."""
+    """A port without a listener: bound, so that no other process can take it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -65,7 +65,7 @@ async def drive_async(
 
 
 class AsyncGeneration:
-    """One generation under way; made by `AsyncAudioLDM2Client.submit`.
+    """A running generation; made by `AsyncAudioLDM2Client.submit`.
 
     Attributes:
         id: the request's id, for the server's log. It is all that is needed to watch and cancel the generation.
@@ -88,14 +88,14 @@ class AsyncGeneration:
         return self._task.done()
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
-        """Wait for the result. The generation goes on where this ends early, by `timeout_s` or by cancelling the task.
+        """Wait for the result. The generation continues if this ends early, by `timeout_s` or by cancelling the task.
 
         Args:
             timeout_s: time to wait for it here, seconds; None waits for as long as the generation may take.
 
         Raises:
             TimeoutError: not over after `timeout_s`.
-            AudioLDM2Error: it failed, as `AsyncAudioLDM2Client.generate` says; RequestCancelledError after `cancel`.
+            AudioLDM2Error: it failed, see `AsyncAudioLDM2Client.generate`; RequestCancelledError after `cancel`.
         """
         if not (await asyncio.wait([self._task], timeout=timeout_s))[0]:
             raise TimeoutError(f"generation {self.id} isn't over after {timeout_s} s")
@@ -119,7 +119,7 @@ class AsyncGeneration:
 
         Returns:
             Whether the server was told. False where the generation is over, or where the server can't be reached or has
-            no model `jobs` and may go on with it.
+            no model `jobs` and may continue it.
         """
         self._refuses_attempts = True  # from here on, all that was sent is at the address that is noted
         try:

@@ -1,4 +1,4 @@
-"""Files of results: what can be written where, and writing it, whole or not at all."""
+"""Write the files of results: completely, or not at all."""
 
 import os
 import uuid
@@ -12,11 +12,11 @@ import numpy.typing as npt
 _FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 PART_PATTERN = ".*.part"
-"""What a process that was killed may leave behind."""
+"""Matches the temporary files that a killed process may leave behind."""
 
 
 def check_path(path: Path) -> None:
-    """Find out before the work whether its result can be written to `path`.
+    """Check before the generation that its result can be written to `path`.
 
     Raises:
         ValueError: the extension is neither .wav nor .flac.
@@ -52,9 +52,9 @@ def write(path: Path, waveform: npt.NDArray[np.float32], sampling_rate: int, sub
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; what is written there gets the name `path` if no exception comes.
+    """Yield a temporary path beside `path`; the file written there is renamed to `path` if the block raises nothing.
 
-    It is on the disk before it gets the name, so that a power failure can't leave half of it either.
+    It is flushed to the disk before it is renamed, so that a power failure can't leave half of it either.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
@@ -67,7 +67,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def check_folder(path: Path) -> None:
-    """Find out before the work whether a file can be written at `path`.
+    """Check before the generation that a file can be written at `path`.
 
     Raises:
         OSError: the folder doesn't exist or can't be written to, or `path` is a folder.

@@ -29,7 +29,7 @@ class CancelToken:
         return self._refuses_attempts.is_set()
 
     def refuse_attempts(self) -> None:
-        """Let no further attempt begin; one that has begun goes on."""
+        """Let no further attempt begin; one that has begun continues."""
         with self._lock:
             self._refuses_attempts.set()
 

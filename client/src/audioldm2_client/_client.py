@@ -52,16 +52,16 @@ class AudioLDM2Client(ClientCore):
 
     Args:
         url: "host:port" or "grpc://host:port" for gRPC (Triton's port 8001), "http://host:port" for HTTP (8000), with
-            grpcs and https for TLS. Several, in a sequence, are servers that can stand in for each other: the one that
+            grpcs and https for TLS. Several, in a sequence, are servers that can replace each other: the one that
             answered last is asked first.
         model_name: the ensemble to call; others of the same contract may be on the same server.
         timeout_s: time allowed for one generation, seconds, from the connection to the last byte, with all retries.
             The default, 600, is long because a CPU needs minutes for one; making a connection is allowed 5 of them.
-        max_retries: how many times a request is sent again, after all servers have failed, where they took no part of
-            it: they were busy, or no connection was made. 0..; 2. The pauses grow from 0.25 s to 8 s, with jitter.
+        max_retries: how many times a request is sent again after all servers have failed without working on it: they
+            were busy, or no connection was made. 0 and up; 2. The pauses grow from 0.25 s to 8 s, with jitter.
         tls: files for TLS. "host:port" then means TLS too.
-        headers: sent with every call, such as an API key for a proxy: {"authorization": "Bearer ..."}. They are in no
-            message of this package.
+        headers: sent with every call, such as an API key for a proxy: {"authorization": "Bearer ..."}. No message of
+            this package shows them.
 
     Raises:
         TypeError, ValueError: a bad url, timeout, header or TLS file.

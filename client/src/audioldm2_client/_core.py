@@ -1,4 +1,4 @@
-"""Policy without I/O: what holds for every client, blocking or not."""
+"""What both clients share: settings and requests, without I/O."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,7 +15,7 @@ DEFAULT_READY_TIMEOUT_S = 60.0
 
 
 class ClientCore:
-    """The settings of a client, checked, and the requests that follow from them."""
+    """Check the settings of a client, and build its requests."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ def drive(
 
 
 class Generation:
-    """One generation under way; made by `AudioLDM2Client.submit`. Safe to use from several threads.
+    """A running generation; made by `AudioLDM2Client.submit`. Safe to use from several threads.
 
     Attributes:
         id: the request's id, for the server's log. It is all that is needed to watch and cancel the generation.
@@ -100,14 +100,14 @@ class Generation:
         return self._future.done()
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
-        """Wait for the result. The generation goes on where this ends early, by `timeout_s` or by Ctrl-C.
+        """Wait for the result. The generation continues if this ends early, by `timeout_s` or by Ctrl-C.
 
         Args:
             timeout_s: time to wait for it here, seconds; None waits for as long as the generation may take.
 
         Raises:
             TimeoutError: not over after `timeout_s`.
-            AudioLDM2Error: it failed, as `AudioLDM2Client.generate` says; RequestCancelledError after `cancel`.
+            AudioLDM2Error: the generation failed, see `AudioLDM2Client.generate`; RequestCancelledError after `cancel`.
         """
         if not concurrent.futures.wait([self._future], timeout_s).done:
             raise TimeoutError(f"generation {self.id} isn't over after {timeout_s} s")
@@ -129,7 +129,7 @@ class Generation:
 
         Returns:
             Whether the server was told. False where the generation is over, or where the server can't be reached or has
-            no model `jobs` and may go on with it.
+            no model `jobs` and may continue it.
         """
         self._token.refuse_attempts()  # from here on, all that was sent is at the address that is noted
         try:

@@ -22,7 +22,7 @@ JOBS_TIMEOUT_S = 5.0
 """Time allowed for one call of the model `jobs`, which only reads a few bytes."""
 
 WATCH_TIMEOUT_S = 2.0
-"""Time allowed for it while the caller waits for the generation itself, which may end in that time."""
+"""Time allowed for one while the caller waits for the generation itself, which may end in that time."""
 
 JobState = Literal["queued", "denoising", "decoding", "done", "failed", "cancelled", "unknown"]
 Action = Literal["status", "cancel"]

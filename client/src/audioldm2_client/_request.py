@@ -33,13 +33,13 @@ class InputTensor:
 
 @dataclass(frozen=True, eq=False)
 class InferenceRequest:
-    """All that a transport has to know to run one inference.
+    """One inference, complete for any transport.
 
     Attributes:
         model_name: the ensemble.
         id: sent with the request; the server's log names it.
-        timeout_s: the time allowed for the call, seconds; for one attempt of several, what is left of it.
-        inputs: only those that the caller gave.
+        timeout_s: the time allowed for the call, seconds; for one of several attempts, the time that remains.
+        inputs: the given ones.
         prompts: the prompts as text.
     """
 

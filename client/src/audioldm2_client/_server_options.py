@@ -1,4 +1,4 @@
-"""What a command is told about the server: its options, and what they mean for a client."""
+"""The options of both commands that say where the server is, and the client's settings that follow."""
 
 import argparse
 import os
@@ -11,11 +11,11 @@ from audioldm2_client._jobs import DEFAULT_MODEL_NAME
 
 
 def add_server_options(group: Any) -> None:
-    """Add what says where the server is and how it is spoken to; `client_settings` reads it."""
+    """Add the options for the server's address and credentials, which `client_settings` reads."""
     group.add_argument(
         "--url",
         default=os.environ.get("AUDIOLDM2_URL") or DEFAULT_URL,
-        help="HOST:PORT (gRPC), or with grpcs://, http:// or https://; several, with commas, stand in for each other",
+        help="HOST:PORT (gRPC), or with grpcs://, http:// or https://; several, with commas, for failover",
     )
     group.add_argument("--model", metavar="NAME", default=DEFAULT_MODEL_NAME, help="ensemble on the server")
     group.add_argument(

@@ -1,4 +1,4 @@
-"""`audioldm2 --prompts FILE --output-dir DIR`."""
+"""The command `audioldm2 --prompts FILE --output-dir DIR`."""
 
 import argparse
 import asyncio
@@ -22,11 +22,11 @@ from audioldm2_client._options import given_options
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._server_options import client_settings
 
-GO_ON = "run the same command again to go on"
+CONTINUE = "run the same command again to continue"
 
 
 def run_batch_command(arguments: argparse.Namespace) -> int:
-    """Generate what isn't there yet; return the exit status."""
+    """Generate the results that are missing; return the exit status."""
     concurrency = DEFAULT_CONCURRENCY if arguments.concurrency is None else arguments.concurrency
     retry_for_s = DEFAULT_RETRY_FOR_S if arguments.retry_for is None else arguments.retry_for
     try:
@@ -46,7 +46,7 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
             status = report.run(client, missing, concurrency, retry_for_s)
         except KeyboardInterrupt:
             report.bar.close()
-            return fail(f"interrupted; {GO_ON}", _exit_status.INTERRUPTED)
+            return fail(f"interrupted; {CONTINUE}", _exit_status.INTERRUPTED)
         finally:
             report.bar.close()
         report.summarize()
@@ -54,7 +54,7 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
 
 
 class _BatchReport:
-    """Writes and prints what happens."""
+    """Write and print the results and failures."""
 
     def __init__(self, folder: ResultsFolder, arguments: argparse.Namespace, *, total: int, done: int) -> None:
         self._folder = folder
@@ -82,15 +82,15 @@ class _BatchReport:
             asyncio.run(generate())
         except ServerGoneError as error:
             self.bar.close()
-            fail(f"{first_line(error.__cause__)}; gave up after {retry_for_s:g} s; {GO_ON}", _exit_status.UNAVAILABLE)
-            return _exit_status.UNAVAILABLE
+            reason = f"{first_line(error.__cause__)}; gave up after {retry_for_s:g} s; {CONTINUE}"
+            return fail(reason, _exit_status.UNAVAILABLE)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: soundfile's, such as a full disk
             self.bar.close()
             return fail(f"can't write to {str(self._arguments.output_dir)!r}: {error}", _exit_status.FAULT)
         return self._failed[min(self._failed)] if self._failed else 0
 
     def summarize(self) -> None:
-        """Say how much was done, unless that would be in the way of JSON."""
+        """Print how much was done, except among lines of JSON."""
         if not self._arguments.json:
             print(f"{self._made} made, {self._already} already there, {len(self._failed)} failed")
 

@@ -19,7 +19,7 @@ from audioldm2_client._result import GenerationResult
 from audioldm2_client._server_options import client_settings
 
 PAGE = "ui"
-"""As the first argument it isn't a prompt, but asks for the page."""
+"""As the first argument this isn't a prompt: it starts the page."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> list[str] | None:
-    """Find out before the work whether its results can be written and played; return the player's command."""
+    """Check before the generation that its files can be written and played; return the player's command."""
     _audio_file.check_path(arguments.output)
     if arguments.spectrogram is not None:
         _spectrogram.check(arguments.spectrogram)

@@ -50,7 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
-    """Parse the command line; what doesn't go together is bad usage."""
+    """Parse the command line; options that exclude each other are bad usage."""
     arguments = parser.parse_args(argv)
     if arguments.prompts is None:
         wanted = {"PROMPT": arguments.prompt, "-o": arguments.output}
@@ -98,7 +98,7 @@ def _add_batch(group: Any) -> None:
         help='a prompt on each line, or a JSON object such as {"prompt": "a dog", "seed": 7, "name": "dog"}',
     )
     group.add_argument(
-        "--output-dir", metavar="DIR", type=Path, help="made if need be; what is already there is skipped"
+        "--output-dir", metavar="DIR", type=Path, help="created if missing; results that are already there are skipped"
     )
     group.add_argument("--format", choices=("wav", "flac"), help="of the files in DIR; default: wav")
     group.add_argument(
@@ -108,7 +108,7 @@ def _add_batch(group: Any) -> None:
         "--retry-for",
         metavar="SECONDS",
         type=float,
-        help=f"how long to wait for a server that is busy or away; default: {DEFAULT_RETRY_FOR_S:g}",
+        help=f"how long to wait for a server that is busy or unreachable; default: {DEFAULT_RETRY_FOR_S:g}",
     )
 
 

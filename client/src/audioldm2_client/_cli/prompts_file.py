@@ -1,4 +1,4 @@
-"""A file of prompts: what is asked for on each line, and under which name its result is kept."""
+"""The file of prompts: the prompt, the options and the result's name on each line."""
 
 import hashlib
 import json
@@ -20,14 +20,14 @@ _SLUG_LENGTH = 40
 
 @dataclass(frozen=True)
 class PromptItem:
-    """One line.
+    """One line of the file.
 
     Attributes:
         line: its number, from 1.
         prompt: what to hear.
         options: arguments of `generate`: those of the line, and the command's where the line has none.
         name: of the result's files, without the ending.
-        key: tells whether a result that is there is the one that is asked for.
+        key: hash of what is asked for; an existing result with the same key is up to date.
     """
 
     line: int
@@ -41,7 +41,7 @@ def read_prompts(path: Path, defaults: GenerationOptions, model_name: str) -> li
     """Read a prompt on each line, or a JSON object where a line begins with a brace; blank lines are skipped.
 
     Raises:
-        ValueError: not UTF-8, no prompt at all, or a line that isn't as it should be, which is named.
+        ValueError: not UTF-8, no prompt at all, or a bad line, whose number is named.
         OSError: the file can't be read.
     """
     try:
@@ -63,7 +63,7 @@ def _parse(text: str, defaults: GenerationOptions, model_name: str, source: str)
         try:
             prompt, name, own = _parse_line(line.strip())
             options = cast(GenerationOptions, {**defaults, **own})
-            # Found out here, so that a mistake on the last line doesn't wait for all the others.
+            # Checked now, so that a mistake on the last line is found before anything is generated.
             build_request(prompt, options, model_name=model_name, request_id="-", timeout_s=1)
         except (ValueError, TypeError, InvalidRequestError) as error:
             raise ValueError(f"{source}, line {number}: {error}") from error

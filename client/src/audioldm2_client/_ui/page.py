@@ -1,4 +1,4 @@
-"""The widgets of the page, and what they do."""
+"""The widgets of the page and their events."""
 
 import contextlib
 import time
@@ -37,11 +37,11 @@ class Outputs(NamedTuple):
 
 
 class Page:
-    """One page for all tabs; each tab has a session of its own.
+    """The page of all tabs; each tab has its own session.
 
     Args:
         client: generates; the page doesn't close it.
-        connection: what the client was made with, as far as it may be shown.
+        connection: the settings of the client that may be shown.
         sessions: of the tabs.
     """
 
@@ -60,7 +60,7 @@ class Page:
                 with gr.Column():
                     self._outputs = Outputs(gr.HTML(elem_id="status"), gr.HTML(elem_id="results"), *buttons, *history)
             self._connect()
-        self.blocks.queue(default_concurrency_limit=None)  # Triton has a queue of its own
+        self.blocks.queue(default_concurrency_limit=None)  # Triton has its own queue
 
     def _connect(self) -> None:
         outputs, inputs = self._outputs, list(self._inputs.values())
@@ -93,7 +93,7 @@ class Page:
         return {self._outputs.results: gr.skip()} if entry is None else self._shown(entry)
 
     def _run(self, session: Session, values: Mapping[str, Any]) -> Iterator[Updates]:
-        """Generate; say how far it is, and how it ended."""
+        """Generate, and show the progress and the outcome."""
         start = time.monotonic()
         try:
             options = read_options(values)
@@ -111,7 +111,7 @@ class Page:
             yield {**self._over(session, markup.done(entry)), **self._shown(entry), **self._listed(session)}
 
     def _watch(self, generation: Generation) -> Generator[Updates, None, GenerationResult]:
-        """Show the progress until there is a result. Where nobody looks any more, end the generation."""
+        """Show the progress until there is a result; cancel the generation if the tab is closed before."""
         try:
             for progress in _progress_of(generation):
                 yield {self._outputs.status: markup.progress(progress)}
@@ -151,17 +151,17 @@ class Page:
 
 
 def _progress_of(generation: Generation) -> Iterator[Progress]:
-    """Ask again and again until the generation is over, or the server can't tell."""
-    telling = True
+    """Yield the progress until the generation is over; nothing where the server can't tell it."""
+    has_jobs = True
     while not generation.done():
         with contextlib.suppress(TimeoutError, AudioLDM2Error):
             generation.result(POLL_INTERVAL_S)
-        if telling and not generation.done():
+        if has_jobs and not generation.done():
             try:
                 yield generation.progress()
             except ModelNotFoundError:
-                telling = False
-            except AudioLDM2Error:  # this time
+                has_jobs = False
+            except AudioLDM2Error:  # it may answer next time
                 continue
 
 
