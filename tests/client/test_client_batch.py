@@ -27,6 +27,12 @@ from tiny_repository import wait_until
 from server import EmbeddedServer
 
 
+@pytest.fixture
+def protocol() -> str:
+    """One of them is enough, except where signals end what waits: the command line itself knows no protocol."""
+    return "grpc"
+
+
 def command(url: str, prompts: Path, folder: Path, *more: str) -> list[str]:
     options = ["--prompts", str(prompts), "--output-dir", str(folder), "--url", url, *more]
     return [sys.executable, "-W", "error", "-m", "audioldm2_client", *options]
@@ -190,6 +196,7 @@ def test_server_that_stays_away_is_given_up_and_told(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(url, tmp_path, ask):
     lines = [{"prompt": f"sound {n}", "num_inference_steps": 1000} for n in range(5)]
     prompts, folder = write_lines(tmp_path / "p.jsonl", lines), tmp_path / "out"

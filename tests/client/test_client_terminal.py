@@ -35,6 +35,12 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
+def protocol() -> str:
+    """One of them is enough, except where signals end what waits: the command line itself knows no protocol."""
+    return "grpc"
+
+
+@pytest.fixture
 def occupied(url):
     """A server that is busy, so that a request has to queue."""
     with AudioLDM2Client(url) as client:
@@ -56,6 +62,7 @@ def test_terminal_shows_queueing_steps_and_decoding(url, tmp_path):
     assert output.exists()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_ctrl_c_on_a_terminal_cancels_on_the_server(url, tmp_path, ask):
     terminal = Terminal(
         *(sys.executable, "-c", ANNOUNCING, "a dog", "-o", str(tmp_path / "x.wav")),

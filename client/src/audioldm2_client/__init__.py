@@ -26,7 +26,7 @@ from audioldm2_client._jobs import JobState, Progress
 from audioldm2_client._options import GenerationOptions
 from audioldm2_client._result import GenerationResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AccessDeniedError",
