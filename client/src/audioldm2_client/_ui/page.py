@@ -19,6 +19,8 @@ from audioldm2_client._ui.form import FIELDS, read_options
 from audioldm2_client._ui.session import ClosedSessionError, Entry, Session, Sessions
 from audioldm2_client._ui.snippets import Connection, as_curl, as_python
 
+FIELDS_IN_A_ROW = 3
+
 Updates = dict[Any, Any]
 """What changes on the page, by widget."""
 
@@ -166,15 +168,16 @@ def _progress_of(generation: Generation) -> Iterator[Progress]:
 
 
 def _make_form() -> dict[str, Any]:
-    """Return the widgets by the names of the arguments that they stand for: texts first, then rows of three."""
+    """Return the widgets by the names of the arguments that they stand for: texts first, then rows of short ones."""
     form: dict[str, Any] = {
         "prompt": gr.Textbox(label="Prompt", placeholder="a dog barking in the rain", elem_id="prompt", autofocus=True)
     }
     texts = [name for name, option in FIELDS.items() if option.one_per_prompt]
+    form |= {name: _make_field(name, FIELDS[name]) for name in texts}
     others = [name for name in FIELDS if name not in texts]
-    for row in (*([name] for name in texts), *(others[index : index + 3] for index in range(0, len(others), 3))):
+    for start in range(0, len(others), FIELDS_IN_A_ROW):
         with gr.Row():
-            form |= {name: _make_field(name, FIELDS[name]) for name in row}
+            form |= {name: _make_field(name, FIELDS[name]) for name in others[start : start + FIELDS_IN_A_ROW]}
     return form
 
 
