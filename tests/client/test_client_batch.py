@@ -114,7 +114,7 @@ def test_200_prompts_outlive_a_restart_of_the_server(fixed_ports, protocol, how,
     assert [json.loads(line) for line in out.splitlines()] == records(folder)
 
 
-def test_run_that_was_killed_is_gone_on_with(url, tmp_path):
+def test_run_that_was_killed_is_continued(url, tmp_path):
     prompts, folder = write_lines(tmp_path / "prompts.jsonl", numbered(60)), tmp_path / "out"
     with subprocess.Popen(command(url, prompts, folder), stdout=subprocess.DEVNULL) as killed:
         wait_until(lambda: len(records(folder)) >= 20, 60, "some results")
@@ -197,7 +197,7 @@ def test_server_that_stays_away_is_given_up_and_told(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_gone_on_with(url, tmp_path, ask):
+def test_interrupt_cancels_all_on_the_server_and_the_rest_can_be_continued(url, tmp_path, ask):
     lines = [{"prompt": f"sound {n}", "num_inference_steps": 1000} for n in range(5)]
     prompts, folder = write_lines(tmp_path / "p.jsonl", lines), tmp_path / "out"
     script = (
