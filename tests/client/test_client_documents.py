@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from audioldm2_client import AsyncAudioLDM2Client, AudioLDM2Client, Generation, _exceptions
-from audioldm2_client._cli_options import make_parser
+from audioldm2_client._cli.options import make_parser
 
 from tests.helpers.document_examples import ROOT, blocks, commands, places_of, run_commands, run_python
 from tests.helpers.tls_server import KEY

@@ -14,7 +14,7 @@ from audioldm2_client import (
     ServerBusyError,
     ServerUnreachableError,
 )
-from audioldm2_client._drop import Drop, Dropped
+from audioldm2_client._cancel_token import CallCancelledError, CancelToken
 from audioldm2_client._errors import error_from_status
 from audioldm2_client._flow import (
     LONGEST_DELAY_S,
@@ -263,12 +263,12 @@ def test_readiness_is_asked_for_the_ensemble():
 
 
 def test_what_was_cancelled_before_it_was_sent_is_never_sent():
-    drop, noted = Drop(), []
-    drop.begin(lambda: noted.append(A))
-    drop.forbid()
-    assert not drop.requested  # what has begun goes on until the server was told
-    with pytest.raises(Dropped):
-        drop.begin(lambda: noted.append(B))
-    with pytest.raises(Dropped):
-        drop.sleep(60)
+    token, noted = CancelToken(), []
+    token.begin_attempt(lambda: noted.append(A))
+    token.refuse_attempts()
+    assert not token.cancelled  # what has begun goes on until the server was told
+    with pytest.raises(CallCancelledError):
+        token.begin_attempt(lambda: noted.append(B))
+    with pytest.raises(CallCancelledError):
+        token.sleep(60)
     assert noted == [A]

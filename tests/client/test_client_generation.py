@@ -1,21 +1,28 @@
 """Handles, progress and cancelling against a real server, over gRPC and HTTP."""
 
+import asyncio
 import signal
 import socket
 import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 from audioldm2_client import (
+    AsyncGeneration,
     AudioLDM2Client,
+    Generation,
     InvalidRequestError,
     ModelNotFoundError,
     Progress,
     RequestCancelledError,
     ServerUnreachableError,
 )
+from audioldm2_client._flow import Route
+from audioldm2_client._request import build_request
 from audioldm2_client._transport import GrpcTransport, HttpTransport
+from audioldm2_client._url import parse_urls
 
 from tests.helpers.tiny_repository import wait_until
 
@@ -94,6 +101,56 @@ def test_cancel_ends_it_on_the_server_too(stepping, ask):
         generation.result()
     wait_until(lambda: ask(generation.id).state == "cancelled", 20, "the server has stopped it")
     assert generation.cancel() is False
+
+
+class FastServer:
+    """A transport whose server ends a request before its `cancel` is answered."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.ended = threading.Event()
+
+    def infer(self, request, *_):
+        if request.model_name == "jobs":
+            self.cancelled.set()
+            assert self.ended.wait(20)
+            numbers = {name: np.zeros(1, np.int32) for name in ("step", "total_steps", "requests_ahead")}
+            return {"state": np.array([b"cancelled"], np.object_), **numbers}.get
+        assert self.cancelled.wait(20)
+        self.ended.set()
+        raise RequestCancelledError("[CANCELLED] The client gave up.")
+
+    def release_thread(self) -> None: ...
+
+
+class AsyncFastServer(FastServer):
+    async def infer(self, request, *_):
+        return await asyncio.to_thread(super().infer, request)
+
+
+REQUEST = build_request("x", {}, model_name="audioldm2", request_id="r1", timeout_s=20)
+ROUTE = Route(parse_urls("localhost:1"))
+
+
+def test_cancelled_here_says_so_however_fast_the_server_is():
+    server = FastServer()
+    generation = Generation(REQUEST, lambda _: server, ROUTE, 0)
+    wait_until(lambda: generation._address, 20, "it is sent")
+    assert generation.cancel() is True
+    with pytest.raises(RequestCancelledError, match="request r1 was cancelled by this client"):
+        generation.result()
+
+
+def test_cancelled_here_says_so_however_fast_the_server_is_under_asyncio():
+    async def cancel_at_once() -> None:
+        server = AsyncFastServer()
+        generation = AsyncGeneration(REQUEST, lambda _: server, ROUTE, 0)
+        await asyncio.sleep(0)
+        assert await generation.cancel() is True
+        with pytest.raises(RequestCancelledError, match="request r1 was cancelled by this client"):
+            await generation.result()
+
+    asyncio.run(cancel_at_once())
 
 
 def test_cancel_right_after_submit_leaves_nothing_on_the_server(stepping, ask):
@@ -259,7 +316,7 @@ def test_ctrl_c_in_generate_cancels_on_the_server(url, ask, on_progress):
 
 
 def ask_until_told(generation) -> None:
-    """Before the request is sent, nobody is asked."""
+    """Before the request is sent, no server is asked."""
     wait_until(lambda: generation.progress().state != "unknown", 20, "the server is asked")
 
 
@@ -294,7 +351,7 @@ def test_readiness(url):
 
 @pytest.fixture
 def dead_port():
-    """A port on which nobody listens: bound, so that nobody else can, but not listening."""
+    """A port without a listener: bound, so that no other process can take it."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]

@@ -1,12 +1,21 @@
-"""The package as others see it: its types, its weight, and what it needs."""
+"""The package as others see it: its wheel, its types, its weight, and what it needs."""
 
+import json
+import os
 import re
 import subprocess
 import sys
 import time
+import tomllib
+import zipfile
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path
 
+import audioldm2_client
 import pytest
+
+from tests.helpers.document_examples import ROOT
 
 USAGE = Path(__file__).with_name("typed_usage.py")
 HEAVY = ("tritonclient", "grpc", "gevent", "aiohttp", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
@@ -46,8 +55,81 @@ def test_import_loads_nothing_heavy_and_is_quick():
 @pytest.mark.parametrize("option", ["--help", "--version"])
 def test_command_answers_without_loading_what_it_does_not_need(option):
     code = (
-        "import sys\nfrom audioldm2_client._cli import main\n"
+        "import sys\nfrom audioldm2_client._cli.main import main\n"
         f"try: main([{option!r}])\nexcept SystemExit: print(sorted(set({HEAVY[:3]!r}) & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.endswith("[]\n")
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The client's wheel, built as `pip wheel ./client` builds it, but by the hatchling that is installed here."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT / "client", capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = folder.iterdir()
+    return path
+
+
+@pytest.fixture(scope="session")
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as files:
+        (name,) = [name for name in files.namelist() if name.endswith(".dist-info/METADATA")]
+        return Parser().parsestr(files.read(name).decode())
+
+
+def test_wheel_holds_every_file_of_the_package_and_the_licence(wheel):
+    source = ROOT / "client/src"
+    package = {
+        str(path.relative_to(source))
+        for path in source.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    with zipfile.ZipFile(wheel) as files:
+        names = files.namelist()
+        (licence,) = [name for name in names if name.endswith("/LICENSE")]
+        assert files.read(licence) == (ROOT / "LICENSE").read_bytes()
+    assert {name for name in names if ".dist-info/" not in name} == package
+
+
+def test_wheel_describes_itself(metadata):
+    project = tomllib.loads((ROOT / "client/pyproject.toml").read_text())["project"]
+    assert metadata["Version"] == audioldm2_client.__version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata.get_all("Classifier") == project["classifiers"]
+    assert len(metadata.get_all("Project-URL")) == len(project["urls"]) > 0
+    assert "# audioldm2-client" in str(metadata.get_payload())
+
+
+def test_wheel_needs_neither_torch_nor_anything_of_the_server(metadata):
+    needed = {re.split(r"[^\w-]", line)[0] for line in metadata.get_all("Requires-Dist") if "extra ==" not in line}
+    assert "numpy" in needed
+    assert not needed & {"torch", "diffusers", "transformers", "onnxruntime", "gradio", "nvidia-pytriton"}
+
+
+def test_installed_wheel_works_without_torch(wheel, tmp_path):
+    """In a fresh environment that sees the packages of this one, but for a torch that can't be imported."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True, timeout=60)
+    python = tmp_path / "venv/bin/python"
+    (site,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, str(wheel)], check=True, timeout=60)
+    (site / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")))
+    (site / "torch.py").write_text("raise ImportError('torch is not for clients')")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    script = str(python.with_name("audioldm2"))
+    assert run(script, "--version") == f"audioldm2 {audioldm2_client.__version__}\n"
+    assert run(script, "--help").startswith("usage: audioldm2 ")
+    assert run(script, "ui", "--help").startswith("usage: audioldm2 ui ")
+    code = "import json, audioldm2_client as client; print(json.dumps([client.__file__, client.__all__]))"
+    path, public = json.loads(run(str(python), "-W", "error", "-c", code))
+    assert Path(path).is_relative_to(site)
+    assert public == audioldm2_client.__all__

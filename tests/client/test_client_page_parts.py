@@ -10,14 +10,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from audioldm2_client import AudioLDM2Client, GenerationResult, Progress, TlsOptions
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 from audioldm2_client._ui import markup, session
-from audioldm2_client._ui.form import SCHEDULER_ALIASES, read_options
+from audioldm2_client._ui.form import read_options
 from audioldm2_client._ui.guard import LOOPBACK_NAMES, refusal
 from audioldm2_client._ui.session import ClosedSessionError, Sessions
 from audioldm2_client._ui.snippets import Connection, as_curl, as_python
-
-from tests.helpers.document_examples import ROOT
 
 LOCAL = Connection(["localhost:8001"], "audioldm2", 600.0, None, ())
 PAGE = {"host": "127.0.0.1:7860"}
@@ -29,18 +27,12 @@ def make_result(rows: int = 1, seed: int = 7) -> GenerationResult:
     return GenerationResult(audio, 16000, seed, scores.astype(np.float32), ("a dog",), np.zeros(1, np.int32))
 
 
-def test_aliases_are_those_of_the_contract():
-    contract = (ROOT / "docs/contract.md").read_text()
-    assert tuple(re.findall(r"^\| `([^`]+)` \| `\w+Scheduler` \|", contract, re.MULTILINE)) == SCHEDULER_ALIASES
-
-
 def test_what_is_left_empty_is_not_sent():
     empty = {
         "prompt": "a dog",
         "negative_prompt": "",
         "num_inference_steps": "",
-        "eta": None,
-        "scheduler": "",
+        "scheduler": None,
         "seed": "  ",
     }
     assert read_options(empty) == {"prompt": "a dog"}
@@ -227,7 +219,7 @@ def test_bad_usage_is_explained(arguments, words, capsys):
 def test_missing_gradio_is_explained():
     code = (
         "import sys\nsys.modules['gradio'] = None\nfrom importlib import util\nutil.find_spec = lambda name: None\n"
-        "from audioldm2_client._cli import main\nsys.exit(main(['ui']))"
+        "from audioldm2_client._cli.main import main\nsys.exit(main(['ui']))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (

@@ -3,18 +3,21 @@
 import numpy as np
 import pytest
 from audioldm2_client import InvalidRequestError
-from audioldm2_client._request import GenerationOptions, InferenceRequest, build_request
+from audioldm2_client._request import InferenceRequest, build_request
 
 
 def build(prompt="a dog", timeout_s: float = 1.5, **options) -> InferenceRequest:
-    return build_request(
-        prompt, GenerationOptions(**options), model_name="audioldm2", request_id="r1", timeout_s=timeout_s
-    )
+    return build_request(prompt, options, model_name="audioldm2", request_id="r1", timeout_s=timeout_s)
 
 
 def test_only_given_inputs_are_sent():
     assert [tensor.name for tensor in build().inputs] == ["prompt"]
-    assert [tensor.name for tensor in build(seed=0, eta=0.0).inputs] == ["prompt", "seed", "eta"]
+    assert [tensor.name for tensor in build(seed=0, eta=0.0, scheduler=None).inputs] == ["prompt", "seed", "eta"]
+
+
+def test_unknown_option_is_named_with_the_known_ones():
+    with pytest.raises(TypeError, match=r"unknown option 'steps'; the options are negative_prompt, .*eta$"):
+        build(steps=20)
 
 
 @pytest.mark.parametrize(

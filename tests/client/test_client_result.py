@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 from audioldm2_client import GenerationResult, ServerFaultError
-from audioldm2_client._request import GenerationOptions, build_request
+from audioldm2_client._request import build_request
 from audioldm2_client._result import parse_response
 
-REQUEST = build_request("x", GenerationOptions(), model_name="audioldm2", request_id="r1", timeout_s=2)
+REQUEST = build_request("x", {}, model_name="audioldm2", request_id="r1", timeout_s=2)
 
 
 def outputs() -> dict[str, np.ndarray]:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 from audioldm2_client import AudioLDM2Client, _spectrogram
-from audioldm2_client._cli import main
-from audioldm2_client._cli_options import client_settings, make_parser
-from audioldm2_client._progress_bar import GenerationBar
+from audioldm2_client._cli.main import main
+from audioldm2_client._cli.options import make_parser
+from audioldm2_client._cli.progress_bar import GenerationBar
+from audioldm2_client._server_options import client_settings
 from PIL import Image
 
 from tests.helpers.terminal import Terminal
@@ -23,7 +24,7 @@ from tests.helpers.tiny_repository import wait_until
 ANNOUNCING = """
 import sys
 from audioldm2_client import AudioLDM2Client
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 submit = AudioLDM2Client.submit
 def announcing(*arguments, **options):
     generation = submit(*arguments, **options)
@@ -32,6 +33,12 @@ def announcing(*arguments, **options):
 AudioLDM2Client.submit = announcing
 sys.exit(main(sys.argv[1:]))
 """
+
+
+@pytest.fixture
+def protocol() -> str:
+    """One of them is enough, except where signals end what waits: the command line itself knows no protocol."""
+    return "grpc"
 
 
 @pytest.fixture
@@ -56,6 +63,7 @@ def test_terminal_shows_queueing_steps_and_decoding(url, tmp_path):
     assert output.exists()
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_ctrl_c_on_a_terminal_cancels_on_the_server(url, tmp_path, ask):
     terminal = Terminal(
         *(sys.executable, "-c", ANNOUNCING, "a dog", "-o", str(tmp_path / "x.wav")),

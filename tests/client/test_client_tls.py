@@ -15,7 +15,7 @@ from audioldm2_client import (
     ServerUnreachableError,
     TlsOptions,
 )
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 from audioldm2_client._connection import check_headers
 from audioldm2_client._url import parse_url, parse_urls
 

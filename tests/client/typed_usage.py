@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from audioldm2_client import (
     AudioLDM2Error,
     DeadlineExceededError,
     Generation,
+    GenerationOptions,
     GenerationResult,
     InvalidRequestError,
     JobState,
@@ -62,6 +64,23 @@ def use_error(error: AudioLDM2Error) -> None:
     print(words, request_id, safe)
 
 
+def short(client: AudioLDM2Client, prompt: str, **options: Unpack[GenerationOptions]) -> GenerationResult:
+    """A wrapper that passes options on."""
+    options.setdefault("audio_length_in_s", 0.64)
+    return client.generate(prompt, **options)
+
+
+def misuse(client: AudioLDM2Client, twin: AsyncAudioLDM2Client) -> None:
+    """What type checkers refuse; never called. mypy --strict also reports comments that nothing needs."""
+    client.generate("a dog", steps=4)  # type: ignore[call-arg]
+    client.generate("a dog", seed="7")  # type: ignore[arg-type]
+    client.submit("a dog", scheduler=["ddim"])  # type: ignore[arg-type]
+    client.submit("a dog", on_progress=print)  # type: ignore[call-arg]
+    twin.submit("a dog", num_inference_steps=4.5)  # type: ignore[arg-type]
+    short(client, "a dog", guidance="3.5")  # type: ignore[call-arg]
+    twin.generate("a dog", negative_prompt=3)  # type: ignore[arg-type, unused-coroutine]
+
+
 def blocking(url: str, folder: Path) -> None:
     tls: TlsOptions | None = TlsOptions(ca_file="ca.pem", cert_file=None, key_file=None) if "s://" in url else None
     client = AudioLDM2Client(
@@ -85,6 +104,7 @@ def blocking(url: str, folder: Path) -> None:
             on_progress=on_progress,
         )
         use_result(result, folder)
+        use_result(short(client, "a dog", num_inference_steps=4), folder)
         generation: Generation = client.submit("a dog", num_inference_steps=200, timeout_s=60)
         identity: str = generation.id
         progress: Progress = generation.progress()

@@ -15,13 +15,13 @@ import pytest
 import torch
 import transformers
 from generation_request import DEFAULT_SCHEDULER as DEFAULT_CHOICE
-from tiny_checkpoint import config_file, copy_checkpoint, edit_json, replace
 from tokenizers import Tokenizer
 
 from export.checkpoint import Checkpoint, CheckpointError
 from export.checkpoint_loading import DEFAULT_SCHEDULER
 from export.checkpoint_schemas import COMPONENT_CLASSES, MODELS, SCHEDULERS, SCHEMAS
 from export.config_rules import OWN_DEFAULT, REQUIRED, Schema
+from tests.helpers.tiny_checkpoint import config_file, copy_checkpoint, edit_json, replace
 
 MAX_REFUSAL_S = 5.0
 

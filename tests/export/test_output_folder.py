@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tiny_checkpoint import copy_checkpoint
 
 from export import __main__ as command
 from export import repository
 from export.errors import OutputError
 from export.model_names import FILE_STAGES, ONNX_STAGES, STAGES, ModelNames
 from export.output_folder import check_output, exported_checkpoint, install
+from tests.helpers.tiny_checkpoint import copy_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAMES = ModelNames()

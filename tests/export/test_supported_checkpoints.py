@@ -18,8 +18,6 @@ from noise_schedulers import NoiseSchedulers
 from scheduler_names import SchedulerNames
 from scheduler_steps import DiffusersSteps, SchedulerRequest, SchedulerSteps, Steps
 from text_tokenizers import TextTokenizers
-from tiny_checkpoint import config_file, copy_checkpoint, edit_json, replace
-from tiny_unet import CPU, reference_noise
 from unet_forward import UNetForward
 
 from export.checkpoint import Checkpoint
@@ -36,6 +34,8 @@ from export.pytorch_files import (
 from export.text_encoder import text_encoder_stage
 from export.vae import vae_stage
 from export.vocoder import vocoder_stage
+from tests.helpers.tiny_checkpoint import config_file, copy_checkpoint, edit_json, replace
+from tests.helpers.tiny_unet import CPU, reference_noise
 
 TOLERANCE = 1e-4
 

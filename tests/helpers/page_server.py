@@ -17,7 +17,7 @@ with open(sys.argv[1], "a", buffering=1) as note:
         elif event == "socket.getaddrinfo":
             note.write(f"({arguments[0]!r}, {arguments[1]!r})\\n")
     sys.addaudithook(watch)
-    from audioldm2_client._cli import main
+    from audioldm2_client._cli.main import main
     sys.exit(main(["ui", *sys.argv[2:]]))
 """
 

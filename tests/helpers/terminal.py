@@ -1,4 +1,4 @@
-"""A pseudo-terminal, as somebody at a keyboard has one."""
+"""A pseudo-terminal, as a user at a keyboard has one."""
 
 import fcntl
 import os
@@ -50,7 +50,7 @@ class Terminal:
             return True
         try:
             block = os.read(self._descriptor, 4096)
-        except OSError:  # Linux' way to say that nobody has the terminal any more
+        except OSError:  # Linux: no process has the terminal open any more
             return False
         self.text += block.decode(errors="replace")
         return bool(block)

@@ -8,7 +8,7 @@ from config_parameters import ConfigParameters
 from loop_options import LoopOptions
 from unet_shapes import FixedShape, Preparation
 
-from export.pytorch_files import MAX_TEXT_TOKENS
+from export.checkpoint_schemas import MAX_TEXT_TOKENS
 from tests.helpers.triton_configs import read_parameters
 
 PARAMETERS = read_parameters("unet")

@@ -23,9 +23,10 @@ from audioldm2_client._exceptions import (
 )
 from audioldm2_client._generation import Generation
 from audioldm2_client._jobs import JobState, Progress
+from audioldm2_client._options import GenerationOptions
 from audioldm2_client._result import GenerationResult
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AccessDeniedError",
@@ -35,6 +36,7 @@ __all__ = [
     "AudioLDM2Error",
     "DeadlineExceededError",
     "Generation",
+    "GenerationOptions",
     "GenerationResult",
     "InvalidRequestError",
     "JobState",

@@ -2,7 +2,7 @@
 
 import sys
 
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

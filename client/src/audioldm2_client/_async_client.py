@@ -5,6 +5,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Unpack
 
 from audioldm2_client._async_generation import AsyncGeneration, drive_async
 from audioldm2_client._async_transport import AsyncTransport, make_async_transport
@@ -18,13 +19,14 @@ from audioldm2_client._core import (
 )
 from audioldm2_client._flow import ready_flow, wait_until_ready_flow
 from audioldm2_client._jobs import DEFAULT_MODEL_NAME, JOBS_TIMEOUT_S, ProgressCallback
+from audioldm2_client._options import GenerationOptions, lists_options
 from audioldm2_client._request import check_timeout
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._url import ServerAddress
 
 
 class AsyncAudioLDM2Client(ClientCore):
-    """Generates audio on a Triton server, for asyncio. It belongs to the event loop that it is first used in.
+    """Generate audio on a Triton server, for asyncio. It belongs to the event loop that it is first used in.
 
     Arguments and errors are those of `AudioLDM2Client`. Cancelling the task of `generate` cancels the generation on the
     server too.
@@ -46,58 +48,34 @@ class AsyncAudioLDM2Client(ClientCore):
         self._transports: dict[ServerAddress, AsyncTransport] = {}
         self._generations: weakref.WeakSet[AsyncGeneration] = weakref.WeakSet()
 
+    @lists_options
     async def generate(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        audio_length_in_s: float | None = None,
-        num_waveforms_per_prompt: int | None = None,
-        seed: int | None = None,
-        scheduler: str | None = None,
-        eta: float | None = None,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> GenerationResult:
-        """Generate audio for one prompt or several, and wait for it.
+        """Generate audio for one prompt or several, and wait for it, as `AudioLDM2Client.generate` does.
 
         Cancelling the task, or any other exception in here, cancels the generation on the server too.
 
         Args:
-            prompt: this and all other arguments are those of `AudioLDM2Client.generate`.
-            negative_prompt: what not to hear.
-            num_inference_steps: denoising steps.
-            guidance_scale: how closely to follow the prompt.
-            audio_length_in_s: seconds.
-            num_waveforms_per_prompt: candidates per prompt.
-            seed: equal seeds give equal audio.
-            scheduler: diffusers' class name or an alias.
-            eta: DDIM's noise.
-            timeout_s: time allowed for this generation, seconds; the client's `timeout_s`.
-            on_progress: a plain function, called in the event loop with a `Progress` whenever it has changed.
+            prompt: what to hear; one text, or P of them for P sounds (they share every other option).
+            timeout_s: time allowed for this generation, seconds; the client's `timeout_s`. The server is told it too.
+            on_progress: a plain function, called in the event loop with each new `Progress`.
+            **options: see `GenerationOptions`.
 
         Returns:
-            P x W waveforms.
+            P x W waveforms, W = num_waveforms_per_prompt.
 
         Raises:
             AudioLDM2Error: as `AudioLDM2Client.generate`.
-            TypeError: a value of the wrong type.
+            TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed.
         """
-        generation = self.submit(
-            prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            audio_length_in_s=audio_length_in_s,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            seed=seed,
-            scheduler=scheduler,
-            eta=eta,
-            timeout_s=timeout_s,
-        )
+        generation = self.submit(prompt, timeout_s=timeout_s, **options)
         try:
             await generation.watch(on_progress)
             return await generation.result()
@@ -106,57 +84,33 @@ class AsyncAudioLDM2Client(ClientCore):
                 await generation.cancel()
             raise
 
+    @lists_options
     def submit(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        audio_length_in_s: float | None = None,
-        num_waveforms_per_prompt: int | None = None,
-        seed: int | None = None,
-        scheduler: str | None = None,
-        eta: float | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> AsyncGeneration:
-        """Start a generation, in a task of its own, and return its handle at once; it isn't to be awaited.
+        """Start a generation in a task of its own, and return its handle at once; not to be awaited.
 
         Args:
-            prompt: this and all other arguments are those of `AudioLDM2Client.generate`.
-            negative_prompt: what not to hear.
-            num_inference_steps: denoising steps.
-            guidance_scale: how closely to follow the prompt.
-            audio_length_in_s: seconds.
-            num_waveforms_per_prompt: candidates per prompt.
-            seed: equal seeds give equal audio.
-            scheduler: diffusers' class name or an alias.
-            eta: DDIM's noise.
-            timeout_s: time allowed for this generation, seconds, from now.
+            prompt: as in `generate`.
+            timeout_s: time allowed for this generation from now on, seconds; the client's `timeout_s`.
+            **options: see `GenerationOptions`.
 
         Raises:
             InvalidRequestError: a value can't be sent at all. What the server refuses comes out of the handle.
-            TypeError: a value of the wrong type.
+            TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed, or no event loop runs.
         """
-        request = self._prepare(
-            prompt,
-            timeout_s,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            audio_length_in_s=audio_length_in_s,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            seed=seed,
-            scheduler=scheduler,
-            eta=eta,
-        )
+        request = self._prepare(prompt, timeout_s, options)
         generation = AsyncGeneration(request, self._transport_for, self._route, self.max_retries)
         self._generations.add(generation)
         return generation
 
     async def is_ready(self) -> bool:
-        """Return whether one of the servers says that the ensemble is ready. False where none can be asked.
+        """Return whether one of the servers says that the ensemble is ready; False where none answers.
 
         Raises:
             RuntimeError: the client is closed.
@@ -171,7 +125,7 @@ class AsyncAudioLDM2Client(ClientCore):
             timeout_s: time to wait, seconds, > 0; 60.
 
         Raises:
-            DeadlineExceededError: none is in time.
+            DeadlineExceededError: none was in time.
             RuntimeError: the client is closed.
         """
         self._check_open()

@@ -1,4 +1,4 @@
-"""A generation that runs in a task of its own, and what a caller can do with it. The asyncio twin of `_generation`."""
+"""A generation in a task of its own, and its handle. The asyncio twin of `_generation`."""
 
 import asyncio
 import time
@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from audioldm2_client._async_transport import AsyncTransport
 from audioldm2_client._errors import cancelled_here_error
-from audioldm2_client._exceptions import AudioLDM2Error
+from audioldm2_client._exceptions import AudioLDM2Error, RequestCancelledError
 from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
 from audioldm2_client._jobs import (
     JOBS_TIMEOUT_S,
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class AsyncTransports(Protocol):
-    """Where a transport for an address comes from; the client owns them."""
+    """Give the transport for an address; the client owns them."""
 
     def __call__(self, address: ServerAddress) -> AsyncTransport:
         """Return the one transport for the address."""
@@ -36,10 +36,10 @@ async def drive_async(
     transports: AsyncTransports,
     on_address: Callable[[ServerAddress], object] = lambda _: None,
 ) -> T:
-    """Do what a flow says and return its result; as `_generation.drive`. Cancelling the task ends it.
+    """Do the steps of a flow and return its result, as `_generation.drive`. Cancelling the task ends it.
 
     Raises:
-        AudioLDM2Error: what the flow lets through.
+        AudioLDM2Error: the flow's own errors.
     """
 
     async def perform(step: Step) -> Any:
@@ -65,10 +65,10 @@ async def drive_async(
 
 
 class AsyncGeneration:
-    """One generation under way; made by `AsyncAudioLDM2Client.submit`.
+    """A running generation; made by `AsyncAudioLDM2Client.submit`.
 
     Attributes:
-        id: the request's id, for the server's log. Whoever knows it can watch and cancel the generation.
+        id: the request's id, for the server's log. It is all that is needed to watch and cancel the generation.
     """
 
     def __init__(self, request: InferenceRequest, transports: AsyncTransports, route: Route, max_retries: int) -> None:
@@ -76,26 +76,26 @@ class AsyncGeneration:
         self._request = request
         self._transports = transports
         self._address: ServerAddress | None = None
-        self._forbidden = False
+        self._refuses_attempts = False
         self._task = asyncio.get_running_loop().create_task(
             self._run(infer_flow(request, route, max_retries, time.monotonic))
         )
-        # A failure that nobody asks for is no reason for a warning.
+        # A failure that is never asked for must not be logged as "never retrieved".
         self._task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     def done(self) -> bool:
-        """Return whether it is over, well or not: `result` won't wait."""
+        """Return whether it has ended, by a result or an error: `result` won't wait."""
         return self._task.done()
 
     async def result(self, timeout_s: float | None = None) -> GenerationResult:
-        """Wait for the result. The generation goes on where this ends early, by `timeout_s` or by cancelling the task.
+        """Wait for the result. The generation continues if this ends early, by `timeout_s` or by cancelling the task.
 
         Args:
             timeout_s: time to wait for it here, seconds; None waits for as long as the generation may take.
 
         Raises:
             TimeoutError: not over after `timeout_s`.
-            AudioLDM2Error: it failed, as `AsyncAudioLDM2Client.generate` says; RequestCancelledError after `cancel`.
+            AudioLDM2Error: it failed, see `AsyncAudioLDM2Client.generate`; RequestCancelledError after `cancel`.
         """
         if not (await asyncio.wait([self._task], timeout=timeout_s))[0]:
             raise TimeoutError(f"generation {self.id} isn't over after {timeout_s} s")
@@ -104,24 +104,24 @@ class AsyncGeneration:
         return self._task.result()
 
     async def progress(self) -> Progress:
-        """Ask the server how far it is.
+        """Ask the server how far the generation is.
 
         Raises:
-            ModelNotFoundError: the server has no jobs model, and so can't tell.
-            AudioLDM2Error: it couldn't be asked.
+            ModelNotFoundError: the server has no model `jobs`, and so can't tell.
+            AudioLDM2Error: the server couldn't be asked.
         """
         return await self._ask(JOBS_TIMEOUT_S)
 
     async def cancel(self) -> bool:
         """End the generation here and on the server; `result` then raises RequestCancelledError.
 
-        What is over stays as it is. This takes some milliseconds; up to 2 s where the server doesn't answer.
+        A generation that is over isn't changed. This takes milliseconds; up to 2 s where the server doesn't answer.
 
         Returns:
-            Whether the server was told. False where the generation is over, the server can't be reached or has no jobs
-            model: such a server may go on with it.
+            Whether the server was told. False where the generation is over, or where the server can't be reached or has
+            no model `jobs` and may continue it.
         """
-        self._forbidden = True  # from here on, what is sent is at the address that is noted
+        self._refuses_attempts = True  # from here on, all that was sent is at the address that is noted
         try:
             flow = cancel_flow(self._request, lambda: self._address, self._task.done, time.monotonic)
             return await drive_async(flow, self._transports)
@@ -130,24 +130,29 @@ class AsyncGeneration:
             await asyncio.wait([self._task])
 
     async def watch(self, callback: ProgressCallback | None) -> None:
-        """Tell the callback about every change until the generation is over, or there is nothing to be told."""
+        """Call the callback with each change until the generation is over, or the server can't tell its progress."""
         watch = ProgressWatch(callback)
         while watch.wanted and not (await asyncio.wait([self._task], timeout=POLL_INTERVAL_S))[0]:
             try:
                 progress = await self._ask(WATCH_TIMEOUT_S)
             except AudioLDM2Error as error:
-                watch.failed(error)
+                watch.note_failure(error)
             else:
-                watch.tell(progress)
+                watch.report(progress)
 
     async def _ask(self, timeout_s: float) -> Progress:
         return await drive_async(jobs_flow(self._request, self._address, "status", timeout_s), self._transports)
 
     async def _run(self, flow: Flow[Any]) -> GenerationResult:
-        get_tensor = await drive_async(flow, self._transports, self._note_address)
+        try:
+            get_tensor = await drive_async(flow, self._transports, self._note_address)
+        except RequestCancelledError as error:
+            if self._refuses_attempts:  # `cancel` was faster on the server than here
+                raise cancelled_here_error(self._request) from error
+            raise
         return parse_response(get_tensor, self._request)
 
     def _note_address(self, address: ServerAddress) -> None:
-        if self._forbidden:
+        if self._refuses_attempts:
             raise asyncio.CancelledError
         self._address = address

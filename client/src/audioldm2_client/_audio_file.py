@@ -1,17 +1,22 @@
-"""Audio files: what can be written where, and writing it."""
+"""Write the files of results: completely, or not at all."""
 
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from audioldm2_client._whole_file import check_folder, whole_file
-
 _FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+
+PART_PATTERN = ".*.part"
+"""Matches the temporary files that a killed process may leave behind."""
 
 
 def check_path(path: Path) -> None:
-    """Find out before the work whether its result can be written to `path`.
+    """Check before the generation that its result can be written to `path`.
 
     Raises:
         ValueError: the extension is neither .wav nor .flac.
@@ -43,3 +48,33 @@ def write(path: Path, waveform: npt.NDArray[np.float32], sampling_rate: int, sub
     with whole_file(path) as temporary:
         soundfile.write(temporary, waveform, sampling_rate, format=file_format, subtype=subtype)
     return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; the file written there is renamed to `path` if the block raises nothing.
+
+    It is flushed to the disk before it is renamed, so that a power failure can't leave half of it either.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_folder(path: Path) -> None:
+    """Check before the generation that a file can be written at `path`.
+
+    Raises:
+        OSError: the folder doesn't exist or can't be written to, or `path` is a folder.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"folder {str(path.parent)!r} doesn't exist; create it first")
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"folder {str(path.parent)!r} isn't writable")

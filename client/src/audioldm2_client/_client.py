@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
+from typing import Unpack
 
 from audioldm2_client._connection import TlsOptions
 from audioldm2_client._core import (
@@ -19,6 +20,7 @@ from audioldm2_client._core import (
 from audioldm2_client._flow import ready_flow, wait_until_ready_flow
 from audioldm2_client._generation import Generation, drive
 from audioldm2_client._jobs import DEFAULT_MODEL_NAME, JOBS_TIMEOUT_S, ProgressCallback
+from audioldm2_client._options import GenerationOptions, lists_options
 from audioldm2_client._request import check_timeout
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._transport import Transport, make_transport
@@ -27,39 +29,39 @@ from audioldm2_client._url import ServerAddress
 _open_clients: "weakref.WeakSet[AudioLDM2Client]" = weakref.WeakSet()
 
 
-def _leave_to_the_parent() -> None:
-    """In a forked child, close all clients without a word to the servers: what they run is the parent's to end."""
+def _forget_in_child() -> None:
+    """Close all clients in a forked child, and tell the servers nothing: what they run belongs to the parent."""
     for client in list(_open_clients):
         client._forget()
     _open_clients.clear()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_to_the_parent)
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 @atexit.register
 def _close_all() -> None:
-    """End what nobody can wait for any more, also on the servers, while threads can still be ended in good order."""
+    """Cancel what still runs when the process exits, also on the servers, while threads can still be joined."""
     for client in list(_open_clients):
         client.close()
 
 
 class AudioLDM2Client(ClientCore):
-    """Generates audio on a Triton server. One client may be used by several threads at the same time.
+    """Generate audio on a Triton server. One client may be used by several threads at the same time.
 
     Args:
         url: "host:port" or "grpc://host:port" for gRPC (Triton's port 8001), "http://host:port" for HTTP (8000), with
-            grpcs and https for TLS. Several, in a sequence, are servers that can stand in for each other: the one that
+            grpcs and https for TLS. Several, in a sequence, are servers that can replace each other: the one that
             answered last is asked first.
         model_name: the ensemble to call; others of the same contract may be on the same server.
         timeout_s: time allowed for one generation, seconds, from the connection to the last byte, with all retries.
             The default, 600, is long because a CPU needs minutes for one; making a connection is allowed 5 of them.
-        max_retries: how many times a request is sent again, after all servers have failed, where they took no part of
-            it: they were busy, or no connection was made. 0..; 2. The pauses grow from 0.25 s to 8 s, with jitter.
+        max_retries: how many times a request is sent again after all servers have failed without working on it: they
+            were busy, or no connection was made. 0 and up; 2. The pauses grow from 0.25 s to 8 s, with jitter.
         tls: files for TLS. "host:port" then means TLS too.
-        headers: sent with every call, such as an API key for a proxy: {"authorization": "Bearer ..."}. They are in no
-            message of this package.
+        headers: sent with every call, such as an API key for a proxy: {"authorization": "Bearer ..."}. No message of
+            this package shows them.
 
     Raises:
         TypeError, ValueError: a bad url, timeout, header or TLS file.
@@ -86,42 +88,30 @@ class AudioLDM2Client(ClientCore):
         self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
         _open_clients.add(self)
 
+    @lists_options
     def generate(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        audio_length_in_s: float | None = None,
-        num_waveforms_per_prompt: int | None = None,
-        seed: int | None = None,
-        scheduler: str | None = None,
-        eta: float | None = None,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> GenerationResult:
         """Generate audio for one prompt or several, and wait for it.
 
-        What is None isn't sent: the server's default, named here as it is in an unchanged server, holds. The server
-        also checks the ranges. Ctrl-C, or any other exception in here, cancels the generation on the server too.
+        Options that are left out, or None, aren't sent: the server's defaults hold. The defaults named here are those
+        of an unchanged server. The server also checks the ranges. Ctrl-C, or any other exception in here, cancels the
+        generation on the server too.
 
         Args:
-            prompt: what to hear; one text, or P of them for P sounds (they share every other setting).
-            negative_prompt: what not to hear; one text, or one per prompt.
-            num_inference_steps: denoising steps, 1..1000; 20. More take longer and sound better.
-            guidance_scale: how closely to follow the prompt, >= 0; 3.5. At 1.0 and below there is no guidance.
-            audio_length_in_s: seconds, 0.04..160; 10.24.
-            num_waveforms_per_prompt: candidates W per prompt, ranked by CLAP score where there are several, 1..16; 1.
-            seed: >= 0, equal seeds give equal audio; drawn by the server.
-            scheduler: diffusers' class name or an alias; "DPMSolverMultistepScheduler".
-            eta: DDIM's noise, 0..1; 0. Other schedulers ignore it.
+            prompt: what to hear; one text, or P of them for P sounds (they share every other option).
             timeout_s: time allowed for this generation, seconds; the client's `timeout_s`. The server is told it too.
-            on_progress: called in this thread with a `Progress` whenever it has changed, looked at every 0.2 s. What it
-                raises cancels the generation, and comes out here. Never called where the server has no jobs model.
+            on_progress: called in this thread with each new `Progress`; the server is asked every 0.2 s. What it raises
+                cancels the generation, and comes out here. Never called where the server has no model `jobs`.
+            **options: see `GenerationOptions`.
 
         Returns:
-            P x W waveforms.
+            P x W waveforms, W = num_waveforms_per_prompt.
 
         Raises:
             InvalidRequestError: the server refuses a value, in its own words; or a value can't be sent at all.
@@ -132,21 +122,10 @@ class AudioLDM2Client(ClientCore):
             AccessDeniedError: the server, or a proxy before it, refuses the credentials.
             ModelNotFoundError: the server doesn't have the model.
             ServerFaultError: the server failed.
-            TypeError: a value of the wrong type.
+            TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed.
         """
-        generation = self.submit(
-            prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            audio_length_in_s=audio_length_in_s,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            seed=seed,
-            scheduler=scheduler,
-            eta=eta,
-            timeout_s=timeout_s,
-        )
+        generation = self.submit(prompt, timeout_s=timeout_s, **options)
         try:
             generation.watch(on_progress)
             return generation.result()
@@ -155,51 +134,27 @@ class AudioLDM2Client(ClientCore):
                 generation.cancel()
             raise
 
+    @lists_options
     def submit(
         self,
         prompt: str | Sequence[str],
         *,
-        negative_prompt: str | Sequence[str] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        audio_length_in_s: float | None = None,
-        num_waveforms_per_prompt: int | None = None,
-        seed: int | None = None,
-        scheduler: str | None = None,
-        eta: float | None = None,
         timeout_s: float | None = None,
+        **options: Unpack[GenerationOptions],
     ) -> Generation:
-        """Start a generation, in a thread of its own, and return its handle at once.
+        """Start a generation in a thread of its own, and return its handle at once.
 
         Args:
-            prompt: this and all other arguments are those of `generate`.
-            negative_prompt: what not to hear.
-            num_inference_steps: denoising steps.
-            guidance_scale: how closely to follow the prompt.
-            audio_length_in_s: seconds.
-            num_waveforms_per_prompt: candidates per prompt.
-            seed: equal seeds give equal audio.
-            scheduler: diffusers' class name or an alias.
-            eta: DDIM's noise.
-            timeout_s: time allowed for this generation, seconds, from now.
+            prompt: as in `generate`.
+            timeout_s: time allowed for this generation from now on, seconds; the client's `timeout_s`.
+            **options: see `GenerationOptions`.
 
         Raises:
             InvalidRequestError: a value can't be sent at all. What the server refuses comes out of the handle.
-            TypeError: a value of the wrong type.
+            TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed.
         """
-        request = self._prepare(
-            prompt,
-            timeout_s,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            audio_length_in_s=audio_length_in_s,
-            num_waveforms_per_prompt=num_waveforms_per_prompt,
-            seed=seed,
-            scheduler=scheduler,
-            eta=eta,
-        )
+        request = self._prepare(prompt, timeout_s, options)
         with self._lock:
             self._check_open()
             generation = Generation(request, self._transport_for, self._route, self.max_retries)
@@ -207,7 +162,7 @@ class AudioLDM2Client(ClientCore):
         return generation
 
     def is_ready(self) -> bool:
-        """Return whether one of the servers says that the ensemble is ready. False where none can be asked.
+        """Return whether one of the servers says that the ensemble is ready; False where none answers.
 
         Raises:
             RuntimeError: the client is closed.
@@ -222,7 +177,7 @@ class AudioLDM2Client(ClientCore):
             timeout_s: time to wait, seconds, > 0; 60.
 
         Raises:
-            DeadlineExceededError: none is in time.
+            DeadlineExceededError: none was in time.
             RuntimeError: the client is closed.
         """
         self._check_open()
@@ -248,7 +203,7 @@ class AudioLDM2Client(ClientCore):
             self._transports.clear()
 
     def _forget(self) -> None:
-        """Close at once: at a fork, another thread of the parent may have held the lock, and can't give it back."""
+        """Close without the lock: a thread of the parent may have held it at the fork, and can't release it here."""
         self._lock = threading.Lock()
         self._closed = True
         self._transports = {}

@@ -1,17 +1,11 @@
-"""Policy without I/O: what holds for every client, blocking or not."""
+"""What both clients share: settings and requests, without I/O."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from audioldm2_client._connection import ConnectionOptions, TlsOptions, check_headers
 from audioldm2_client._flow import Route
-from audioldm2_client._request import (
-    GenerationOptions,
-    InferenceRequest,
-    build_request,
-    check_timeout,
-    new_request_id,
-)
+from audioldm2_client._options import GenerationOptions
+from audioldm2_client._request import InferenceRequest, build_request, check_timeout, new_request_id
 from audioldm2_client._url import parse_urls
 
 DEFAULT_URL = "localhost:8001"
@@ -21,7 +15,7 @@ DEFAULT_READY_TIMEOUT_S = 60.0
 
 
 class ClientCore:
-    """The settings of a client, checked, and the requests that follow from them."""
+    """Check the settings of a client, and build its requests."""
 
     def __init__(
         self,
@@ -49,11 +43,13 @@ class ClientCore:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._route)!r}, model_name={self.model_name!r})"
 
-    def _prepare(self, prompt: str | Sequence[str], timeout_s: float | None, **options: Any) -> InferenceRequest:
+    def _prepare(
+        self, prompt: str | Sequence[str], timeout_s: float | None, options: GenerationOptions
+    ) -> InferenceRequest:
         self._check_open()
         return build_request(
             prompt,
-            GenerationOptions(**options),
+            options,
             model_name=self.model_name,
             request_id=new_request_id(),
             timeout_s=self.timeout_s if timeout_s is None else timeout_s,

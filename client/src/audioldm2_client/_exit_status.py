@@ -1,4 +1,4 @@
-"""What the exit status of the command line means."""
+"""The exit statuses of the command line."""
 
 import sys
 
@@ -38,11 +38,11 @@ def status_of(error: AudioLDM2Error) -> int:
 
 
 def first_line(reason: object) -> str:
-    """Return the reason in one line; what a server adds below it, such as a traceback, is in its log."""
+    """Return the first line of the reason; more, such as a traceback, is in the server's log."""
     return str(reason).strip().splitlines()[0]
 
 
 def fail(reason: object, status: int) -> int:
-    """Say why, and return the status."""
+    """Print the reason, and return the status."""
     print(f"audioldm2: {first_line(reason)}", file=sys.stderr)
     return status

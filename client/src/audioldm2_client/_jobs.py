@@ -1,4 +1,4 @@
-"""The model `jobs`: what it is asked, and what its answers mean. Pure, as `_request` and `_result`."""
+"""The model `jobs`: its requests, and what its answers mean. Pure, as `_request` and `_result`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ from audioldm2_client._result import GetTensor, read_output
 DEFAULT_MODEL_NAME = "audioldm2"
 
 CACHED_SUFFIX = "_cached"
-"""Of an ensemble's twin whose answers the server keeps."""
+"""Ends the name of an ensemble's twin whose answers the server caches."""
 
 POLL_INTERVAL_S = 0.2
 """Time between two looks at the progress of a generation."""
 
 JOBS_TIMEOUT_S = 5.0
-"""Time allowed for one call of the jobs model, which only reads a few bytes."""
+"""Time allowed for one call of the model `jobs`, which only reads a few bytes."""
 
 WATCH_TIMEOUT_S = 2.0
-"""Time allowed for it while somebody waits for the generation itself, which may be done meanwhile."""
+"""Time allowed for one while the caller waits for the generation itself, which may end in that time."""
 
 JobState = Literal["queued", "denoising", "decoding", "done", "failed", "cancelled", "unknown"]
 Action = Literal["status", "cancel"]
@@ -34,9 +34,9 @@ class Progress:
 
     Attributes:
         state: "queued", "denoising", "decoding", "done", "failed" or "cancelled"; "unknown" where the server doesn't
-            know the request: not there yet, or over for long.
-        step: denoising steps done.
-        total_steps: denoising steps that there will be; 0 while that isn't known.
+            know the request: it hasn't arrived yet, or ended more than a minute ago.
+        step: denoising steps that are done, of `num_inference_steps`.
+        total_steps: the request's `num_inference_steps`; 0 while that isn't known.
         requests_ahead: requests before this one in the queue; 0 once it is denoised.
     """
 
@@ -50,13 +50,13 @@ ProgressCallback = Callable[[Progress], object]
 
 
 def jobs_model_name(model_name: str) -> str:
-    """Return the name of the jobs model that belongs to an ensemble."""
+    """Return the name of the model that tells the progress of an ensemble."""
     ensemble = model_name.removesuffix(CACHED_SUFFIX)
     return "jobs" if ensemble == DEFAULT_MODEL_NAME else f"{ensemble}_jobs"
 
 
 def build_jobs_request(generation: InferenceRequest, action: Action, timeout_s: float) -> InferenceRequest:
-    """Ask for the progress of a generation, or for its end."""
+    """Return the request that asks for the progress of a generation, or cancels it."""
     return InferenceRequest(
         model_name=jobs_model_name(generation.model_name),
         id=new_request_id(),
@@ -67,10 +67,10 @@ def build_jobs_request(generation: InferenceRequest, action: Action, timeout_s: 
 
 
 def parse_progress(get_tensor: GetTensor, request: InferenceRequest) -> Progress:
-    """Read the answer of the jobs model.
+    """Read an answer of the model `jobs`.
 
     Raises:
-        ServerFaultError: it doesn't keep the contract.
+        ServerFaultError: it breaks the contract.
     """
     state = bytes(read_output(get_tensor, request, "state", 1)[0]).decode(errors="replace")
     if state not in get_args(JobState):
@@ -86,7 +86,7 @@ def parse_progress(get_tensor: GetTensor, request: InferenceRequest) -> Progress
 
 
 def no_jobs_error(error: ModelNotFoundError, request: InferenceRequest) -> ModelNotFoundError:
-    """Say what a missing jobs model means for whoever asked for progress."""
+    """Return the error that says what a missing model `jobs` means for a caller that asked for progress."""
     return ModelNotFoundError(
         f"the server can't tell progress, because its model {request.model_name!r} isn't there; generating works "
         f"without it: {error}",
@@ -96,10 +96,10 @@ def no_jobs_error(error: ModelNotFoundError, request: InferenceRequest) -> Model
 
 
 class ProgressWatch:
-    """Decides which answers of the jobs model are news for a callback.
+    """Pick the answers of the model `jobs` that a callback has to be called with.
 
     Attributes:
-        wanted: whether it is worth to ask again.
+        wanted: whether to ask again.
     """
 
     def __init__(self, callback: ProgressCallback | None) -> None:
@@ -107,14 +107,14 @@ class ProgressWatch:
         self._last: Progress | None = None
         self.wanted = callback is not None
 
-    def tell(self, progress: Progress) -> None:
+    def report(self, progress: Progress) -> None:
         """Call the callback if something has changed."""
         if self._callback is not None and progress not in (self._last, Progress("unknown")):
             self._last = progress
             self._callback(progress)
 
-    def failed(self, error: AudioLDM2Error) -> None:
-        """Note that it couldn't be asked: for good where there is no jobs model, else for this time."""
+    def note_failure(self, error: AudioLDM2Error) -> None:
+        """Note that the server couldn't be asked: stop where it has no model `jobs`, else ask again."""
         self.wanted = not isinstance(error, ModelNotFoundError)
 
 

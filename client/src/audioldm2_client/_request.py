@@ -3,33 +3,17 @@
 import math
 import numbers
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from audioldm2_client._exceptions import InvalidRequestError
+from audioldm2_client._options import OPTIONS, GenerationOptions, Option, given_options
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-
-@dataclass(frozen=True)
-class GenerationOptions:
-    """The optional inputs of a generation. None is not sent: the server's own default holds.
-
-    Ranges are the server's business, they are not checked here.
-    """
-
-    negative_prompt: str | Sequence[str] | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    audio_length_in_s: float | None = None
-    num_waveforms_per_prompt: int | None = None
-    seed: int | None = None
-    scheduler: str | None = None
-    eta: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +33,13 @@ class InputTensor:
 
 @dataclass(frozen=True, eq=False)
 class InferenceRequest:
-    """All that a transport has to know to run one inference.
+    """One inference, complete for any transport.
 
     Attributes:
         model_name: the ensemble.
         id: sent with the request; the server's log names it.
-        timeout_s: the time allowed for the call, seconds; for one attempt of several, what is left of it.
-        inputs: only those that the caller gave.
+        timeout_s: the time allowed for the call, seconds; for one of several attempts, the time that remains.
+        inputs: the given ones.
         prompts: the prompts as text.
     """
 
@@ -72,7 +56,7 @@ class InferenceRequest:
 
 
 def new_request_id() -> str:
-    """Return an id that nobody can guess: whoever knows a request's id can watch and cancel it."""
+    """Return an id that can't be guessed: a request's id is enough to watch and cancel it."""
     return uuid.uuid4().hex
 
 
@@ -86,14 +70,22 @@ def build_request(
 ) -> InferenceRequest:
     """Encode the prompt and those options that are not None.
 
+    Args:
+        prompt: one text, or several.
+        options: what `generate` is given besides.
+        model_name: the ensemble.
+        request_id: as `new_request_id` makes them.
+        timeout_s: time allowed for the generation, seconds.
+
     Raises:
-        TypeError: a value of the wrong type.
+        TypeError: a value of the wrong type, or an unknown option.
         ValueError: `timeout_s` is not a positive number of seconds.
         InvalidRequestError: a value that can't be put on the wire: no prompt at all, text that isn't Unicode, a number
             too large for the input's type.
     """
-    given = ((field.name, getattr(options, field.name)) for field in fields(options))
-    inputs = [_ENCODERS[name](name, value) for name, value in given if value is not None]
+    if unknown := options.keys() - OPTIONS.keys():
+        raise TypeError(f"unknown option {min(unknown)!r}; the options are {', '.join(OPTIONS)}")
+    inputs = [_encode(name, value, OPTIONS[name]) for name, value in given_options(options).items()]
     prompts = _texts("prompt", prompt)
     return InferenceRequest(
         model_name=model_name,
@@ -142,9 +134,14 @@ def _encode_texts(name: str, value: str | Sequence[str]) -> InputTensor:
     return InputTensor(name, "BYTES", np.array(encoded, dtype=np.object_))
 
 
-def _encode_text(name: str, value: object) -> InputTensor:
-    _check_type(name, value, str, "a str")
-    return _encode_texts(name, str(value))
+def _encode(name: str, value: Any, option: Option) -> InputTensor:
+    if option.datatype == "BYTES":
+        if not option.one_per_prompt:
+            _check_type(name, value, str, "a str")
+        return _encode_texts(name, value)
+    if option.datatype == "FP32":
+        return _encode_float32(name, value)
+    return _encode_integer(name, value, np.int32 if option.datatype == "INT32" else np.int64)
 
 
 def _encode_integer(name: str, value: Any, dtype: type[np.signedinteger[Any]]) -> InputTensor:
@@ -155,28 +152,8 @@ def _encode_integer(name: str, value: Any, dtype: type[np.signedinteger[Any]]) -
     return InputTensor(name, f"INT{limits.bits}", np.array([value], dtype=dtype))
 
 
-def _encode_int32(name: str, value: object) -> InputTensor:
-    return _encode_integer(name, value, np.int32)
-
-
-def _encode_int64(name: str, value: object) -> InputTensor:
-    return _encode_integer(name, value, np.int64)
-
-
 def _encode_float32(name: str, value: Any) -> InputTensor:
     _check_type(name, value, numbers.Real, "a number")
     if _FLOAT32_MAX < abs(value) < math.inf:  # infinity and NaN can be sent: the server names the bounds
         raise InvalidRequestError(f"{name} must fit in a 32-bit float; got {value}")
     return InputTensor(name, "FP32", np.array([value], dtype=np.float32))
-
-
-_ENCODERS: dict[str, Callable[[str, Any], InputTensor]] = {
-    "negative_prompt": _encode_texts,
-    "num_inference_steps": _encode_int32,
-    "guidance_scale": _encode_float32,
-    "audio_length_in_s": _encode_float32,
-    "num_waveforms_per_prompt": _encode_int32,
-    "seed": _encode_int64,
-    "scheduler": _encode_text,
-    "eta": _encode_float32,
-}

@@ -19,16 +19,16 @@ GetTensor = Callable[[str], "npt.NDArray[Any] | None"]
 
 @dataclass(frozen=True, eq=False)
 class GenerationResult:
-    """What a generation returned.
+    """The result of a generation.
 
     Attributes:
         audio: float32 [n, samples], n = prompts x num_waveforms_per_prompt; the waveforms of the first prompt come
             first, per prompt best first. The nominal range is [-1, 1]; the model may go beyond it.
         sampling_rate: Hz.
-        seed: give it back to `generate` to get the same audio again.
+        seed: pass it to `generate` to get the same audio again.
         clap_scores: float32 [n], similarity of text and audio; NaN where there was one waveform per prompt and so
             nothing to rank.
-        prompts: the prompts that were asked for.
+        prompts: those of the request.
         truncated_tokens: int32 [prompts], how many tokens at the end of each prompt were too many, and had no effect.
     """
 
@@ -40,7 +40,7 @@ class GenerationResult:
     truncated_tokens: npt.NDArray[np.int32]
 
     def save(self, path: str | os.PathLike[str], index: int = 0, *, subtype: str = "PCM_16") -> Path:
-        """Write one waveform as a mono audio file. The file appears whole or not at all, and replaces an older one.
+        """Write one waveform as a mono audio file. It is written completely or not at all, and replaces an older file.
 
         Args:
             path: ends in .wav or .flac; its folder must exist.
@@ -63,10 +63,10 @@ class GenerationResult:
 
 
 def read_output(get_tensor: GetTensor, request: InferenceRequest, name: str, rank: int) -> npt.NDArray[Any]:
-    """Return an output of that many dimensions.
+    """Return the output `name` with `rank` dimensions.
 
     Raises:
-        ServerFaultError: it is missing or empty, or has another rank: the model doesn't keep the contract.
+        ServerFaultError: it is missing or empty, or has another rank: the model breaks the contract.
     """
     tensor = get_tensor(name)
     if tensor is None or tensor.ndim != rank or tensor.size == 0:
@@ -86,7 +86,7 @@ def parse_response(get_tensor: GetTensor, request: InferenceRequest) -> Generati
         ServerFaultError: as `read_output`.
     """
     return GenerationResult(
-        # A copy: what arrives is a read-only view of the message.
+        # A copy: the output is a read-only view of the message.
         audio=read_output(get_tensor, request, "audio", 2).astype(np.float32),
         sampling_rate=int(read_output(get_tensor, request, "sampling_rate", 1)[0]),
         seed=int(read_output(get_tensor, request, "used_seed", 1)[0]),

@@ -1,4 +1,4 @@
-"""A picture of a waveform: time to the right, frequency upwards, colour for the level. Pillow writes it."""
+"""Spectrograms as PNG files: time to the right, frequency upwards, colour for the level. They need Pillow."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from audioldm2_client._whole_file import check_folder, whole_file
+from audioldm2_client._audio_file import check_folder, whole_file
 
 _WINDOW = 512  # samples: 32 ms at 16 kHz
 _COLUMNS = 1024
@@ -16,7 +16,7 @@ _COLOURS = np.array([[0, 0, 4], [81, 18, 124], [183, 55, 121], [252, 137, 97], [
 
 
 def check(path: Path) -> None:
-    """Find out before the work whether a spectrogram can be written to `path`.
+    """Check before the generation that a spectrogram can be written to `path`.
 
     Raises:
         ValueError: the extension isn't .png, or Pillow isn't installed.

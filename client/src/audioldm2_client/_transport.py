@@ -10,8 +10,8 @@ from http.client import HTTPException
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from audioldm2_client._cancel_token import CallCancelledError, CancelToken
 from audioldm2_client._connection import ConnectionOptions
-from audioldm2_client._drop import Drop, Dropped
 from audioldm2_client._errors import (
     cancelled_here_error,
     client_deadline_error,
@@ -35,11 +35,11 @@ RECONNECT_DELAY_MS = (100, 1000)
 class Transport(Protocol):
     """One way to reach a server. Safe to use from several threads."""
 
-    def infer(self, request: InferenceRequest, drop: Drop) -> GetTensor:
+    def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
         """Run one inference and return access to its outputs.
 
         Raises:
-            AudioLDM2Error: the inference failed, or was dropped.
+            AudioLDM2Error: the inference failed, or was cancelled.
         """
 
     def is_ready(self, model_name: str, timeout_s: float) -> bool:
@@ -68,7 +68,7 @@ class GrpcTransport:
         self._triton = triton
         self._client = triton.InferenceServerClient(**grpc_arguments(address, options))
 
-    def infer(self, request: InferenceRequest, drop: Drop) -> GetTensor:
+    def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
         """See `Transport`."""
         future: concurrent.futures.Future[GetTensor] = concurrent.futures.Future()
 
@@ -85,13 +85,13 @@ class GrpcTransport:
                 headers=self._headers,
                 **infer_arguments(self._triton, request),
             )
-            with drop.ends(call.cancel):
+            with token.on_cancel(call.cancel):
                 return future.result()
-        except Dropped as error:
+        except CallCancelledError as error:
             call.cancel()
             raise cancelled_here_error(request) from error
         except self._triton.InferenceServerException as error:
-            if drop.requested:
+            if token.cancelled:
                 raise cancelled_here_error(request) from error
             raise error_from_status(error.status(), error.message(), request, self._address) from error
 
@@ -126,18 +126,18 @@ class HttpTransport:
         self._gevent = gevent
         self._triton = triton
 
-    def infer(self, request: InferenceRequest, drop: Drop) -> GetTensor:
+    def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
         """See `Transport`."""
         # network_timeout would limit each read from the socket; this limits the whole call.
         deadline = self._gevent.Timeout(request.timeout_s)
         try:
-            with self._connected() as client, self._ended_by(drop), deadline:
+            with self._connected() as client, self._ended_by(token), deadline:
                 result = client.infer(**infer_arguments(self._triton, request), headers=dict(self._options.headers))
         except self._gevent.Timeout as error:
             if error is not deadline:
                 raise
             raise client_deadline_error(request, self._address) from error
-        except Dropped as error:
+        except CallCancelledError as error:
             raise cancelled_here_error(request) from error
         except self._triton.InferenceServerException as error:
             raise error_from_status(error.status(), error.message(), request, self._address) from error
@@ -180,12 +180,12 @@ class HttpTransport:
             client.close()
 
     @contextmanager
-    def _ended_by(self, drop: Drop) -> Iterator[None]:
-        """Let another thread throw `Dropped` into what waits here."""
+    def _ended_by(self, token: CancelToken) -> Iterator[None]:
+        """Let another thread throw `CallCancelledError` into what waits here."""
         watcher = self._gevent.get_hub().loop.async_()
-        watcher.start(self._gevent.getcurrent().throw, Dropped())
+        watcher.start(self._gevent.getcurrent().throw, CallCancelledError())
         try:
-            with drop.ends(watcher.send):
+            with token.on_cancel(watcher.send):
                 yield
         finally:
             watcher.stop()

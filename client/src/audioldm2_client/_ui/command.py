@@ -1,4 +1,4 @@
-"""`audioldm2 ui`: its options, and the life of its process."""
+"""The command `audioldm2 ui`."""
 
 import argparse
 import contextlib
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audioldm2_client import _exit_status
-from audioldm2_client._cli_options import add_server_options, client_settings
 from audioldm2_client._client import AudioLDM2Client
 from audioldm2_client._exit_status import fail
+from audioldm2_client._server_options import add_server_options, client_settings
 
 if TYPE_CHECKING:
     from audioldm2_client._ui.snippets import Connection
@@ -29,8 +29,8 @@ examples:
   audioldm2 ui
   audioldm2 ui --port 8080 --url gpu.example:8001
 
-The page has no password: whoever can reach it can use the server with the credentials given here. It is for this
-machine alone unless --host says otherwise. Ctrl-C ends it, and what it still generates.
+The page has no password: everyone who can reach it can use the server with the credentials given here. It listens on
+loopback unless --host says otherwise. Ctrl-C ends it and cancels its generations.
 
 exit status: 0 ended by Ctrl-C or SIGTERM; 2 bad usage, or the port is in use.
 """
@@ -55,7 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Serve the page until somebody ends it; return the exit status."""
+    """Serve the page until a signal ends it; return the exit status."""
     arguments = make_parser().parse_args(argv)
     if find_spec("gradio") is None:
         return fail("the page needs Gradio; install it with: pip install 'audioldm2-client[ui]'", _exit_status.USAGE)
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Return a listening socket; OSError with a sentence where that can't be had."""
+    """Return a listening socket, or raise OSError with a sentence for the user."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

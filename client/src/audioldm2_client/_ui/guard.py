@@ -1,4 +1,4 @@
-"""What may be asked over HTTP, and by whom.
+"""Refuse HTTP requests that the page doesn't make.
 
 Gradio has more than the page needs: uploads, files, a proxy, an interface for programs. None of it can be reached here.
 """
@@ -12,7 +12,7 @@ from audioldm2_client._ui.markup import RESULTS_PATH
 
 LOOPBACK_NAMES = frozenset({"127.0.0.1", "localhost", "::1"})
 
-# What the page itself asks for.
+# What the page itself requests.
 _PATHS = frozenset({"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json"})
 _PATH_STARTS = (
     RESULTS_PATH,
@@ -24,7 +24,7 @@ _PATH_STARTS = (
     "/gradio_api/startup-events",
 )
 
-# Nothing from elsewhere, whatever the page's scripts would like to fetch; and no other page around it.
+# The page loads nothing from elsewhere, whatever its scripts try, and can't be embedded.
 _CONTENT_POLICY = (
     "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self'; form-action 'self'; "
     "base-uri 'self'; frame-ancestors 'none'"
@@ -37,14 +37,14 @@ _HEADERS = [
 
 
 class Guard:
-    """ASGI middleware that refuses what isn't the page's, and sets headers."""
+    """ASGI middleware that refuses requests that the page doesn't make, and sets headers."""
 
     def __init__(self, app: Any, allowed_hosts: frozenset[str] | None) -> None:
         self._app = app
         self._allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass on a request, or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         elif scope["type"] == "http":
@@ -59,10 +59,10 @@ def refusal(path: str, headers: dict[str, str], allowed_hosts: frozenset[str] | 
     """Return why a request is refused; None where it isn't.
 
     Args:
-        path: of its URL.
+        path: the path of its URL.
         headers: its headers, names in lower case.
-        allowed_hosts: the names that a browser may know this host by; None allows all. With a few, other people's pages
-            can't reach this one through a name of theirs that leads to 127.0.0.1.
+        allowed_hosts: the names that the `Host` header may have; None allows all. A limit keeps other websites from
+            reaching the page through a name of theirs that resolves to 127.0.0.1 (DNS rebinding).
     """
     host = headers.get("host", "")
     if allowed_hosts is not None and urlsplit(f"//{host}").hostname not in allowed_hosts:

@@ -21,7 +21,7 @@ footer { display: none !important; }
 
 
 def progress(seen: Progress | None) -> str:
-    """Show how far a generation is; None where the server hasn't said it (yet)."""
+    """Show the progress of a generation; None where the server hasn't told it (yet)."""
     if seen is None or seen.state == "unknown":
         return _status("<progress></progress>", "generating")
     if seen.state == "queued":
@@ -34,7 +34,7 @@ def progress(seen: Progress | None) -> str:
 
 
 def done(entry: Entry) -> str:
-    """Say what came out."""
+    """Say that it is done, and with which seed."""
     words = f"done in {entry.elapsed_s:.1f} s, seed {entry.options['seed']}"
     if entry.truncated_tokens:
         words += f"; the prompt is too long: its last {entry.truncated_tokens} tokens had no effect"
@@ -42,7 +42,7 @@ def done(entry: Entry) -> str:
 
 
 def cancelled() -> str:
-    """Say that somebody has cancelled it."""
+    """Say that it was cancelled."""
     return _status("", "cancelled")
 
 

@@ -1,4 +1,4 @@
-"""The widgets of the page, and what they do."""
+"""The widgets of the page and their events."""
 
 import contextlib
 import time
@@ -12,11 +12,14 @@ from audioldm2_client._exceptions import AudioLDM2Error, ModelNotFoundError, Req
 from audioldm2_client._exit_status import first_line
 from audioldm2_client._generation import Generation
 from audioldm2_client._jobs import POLL_INTERVAL_S, Progress
+from audioldm2_client._options import Option
 from audioldm2_client._result import GenerationResult
 from audioldm2_client._ui import markup
-from audioldm2_client._ui.form import SCHEDULER_ALIASES, read_options
+from audioldm2_client._ui.form import FIELDS, read_options
 from audioldm2_client._ui.session import ClosedSessionError, Entry, Session, Sessions
 from audioldm2_client._ui.snippets import Connection, as_curl, as_python
+
+FIELDS_IN_A_ROW = 3
 
 Updates = dict[Any, Any]
 """What changes on the page, by widget."""
@@ -36,11 +39,11 @@ class Outputs(NamedTuple):
 
 
 class Page:
-    """One page for all tabs; each tab has a session of its own.
+    """The page of all tabs; each tab has its own session.
 
     Args:
         client: generates; the page doesn't close it.
-        connection: what the client was made with, as far as it may be shown.
+        connection: the settings of the client that may be shown.
         sessions: of the tabs.
     """
 
@@ -59,7 +62,7 @@ class Page:
                 with gr.Column():
                     self._outputs = Outputs(gr.HTML(elem_id="status"), gr.HTML(elem_id="results"), *buttons, *history)
             self._connect()
-        self.blocks.queue(default_concurrency_limit=None)  # Triton has a queue of its own
+        self.blocks.queue(default_concurrency_limit=None)  # Triton has its own queue
 
     def _connect(self) -> None:
         outputs, inputs = self._outputs, list(self._inputs.values())
@@ -92,7 +95,7 @@ class Page:
         return {self._outputs.results: gr.skip()} if entry is None else self._shown(entry)
 
     def _run(self, session: Session, values: Mapping[str, Any]) -> Iterator[Updates]:
-        """Generate; say how far it is, and how it ended."""
+        """Generate, and show the progress and the outcome."""
         start = time.monotonic()
         try:
             options = read_options(values)
@@ -110,7 +113,7 @@ class Page:
             yield {**self._over(session, markup.done(entry)), **self._shown(entry), **self._listed(session)}
 
     def _watch(self, generation: Generation) -> Generator[Updates, None, GenerationResult]:
-        """Show the progress until there is a result. Where nobody looks any more, end the generation."""
+        """Show the progress until there is a result; cancel the generation if the tab is closed before."""
         try:
             for progress in _progress_of(generation):
                 yield {self._outputs.status: markup.progress(progress)}
@@ -150,46 +153,40 @@ class Page:
 
 
 def _progress_of(generation: Generation) -> Iterator[Progress]:
-    """Ask again and again until the generation is over, or the server can't tell."""
-    telling = True
+    """Yield the progress until the generation is over; nothing where the server can't tell it."""
+    has_jobs = True
     while not generation.done():
         with contextlib.suppress(TimeoutError, AudioLDM2Error):
             generation.result(POLL_INTERVAL_S)
-        if telling and not generation.done():
+        if has_jobs and not generation.done():
             try:
                 yield generation.progress()
             except ModelNotFoundError:
-                telling = False
-            except AudioLDM2Error:  # this time
+                has_jobs = False
+            except AudioLDM2Error:  # it may answer next time
                 continue
 
 
 def _make_form() -> dict[str, Any]:
-    """Return the widgets by the names of the arguments that they stand for."""
+    """Return the widgets by the names of the arguments that they stand for: texts first, then rows of short ones."""
     form: dict[str, Any] = {
-        "prompt": gr.Textbox(label="Prompt", placeholder="a dog barking in the rain", elem_id="prompt", autofocus=True),
-        "negative_prompt": gr.Textbox(label="Negative prompt", placeholder="low quality", elem_id="negative_prompt"),
+        "prompt": gr.Textbox(label="Prompt", placeholder="a dog barking in the rain", elem_id="prompt", autofocus=True)
     }
-    with gr.Row():
-        form["audio_length_in_s"] = _number("Length, seconds", "10.24", "audio_length_in_s")
-        form["num_inference_steps"] = _number("Steps", "20", "num_inference_steps")
-        form["guidance_scale"] = _number("Guidance", "3.5", "guidance_scale")
-    with gr.Row():
-        form["scheduler"] = gr.Dropdown(
-            [("the server's default", ""), *SCHEDULER_ALIASES],
-            value="",
-            label="Scheduler",
-            allow_custom_value=True,
-            elem_id="scheduler",
-        )
-        form["num_waveforms_per_prompt"] = _number("Candidates", "1", "num_waveforms_per_prompt")
-        form["seed"] = _number("Seed", "random", "seed")
+    texts = [name for name, option in FIELDS.items() if option.one_per_prompt]
+    form |= {name: _make_field(name, FIELDS[name]) for name in texts}
+    others = [name for name in FIELDS if name not in texts]
+    for start in range(0, len(others), FIELDS_IN_A_ROW):
+        with gr.Row():
+            form |= {name: _make_field(name, FIELDS[name]) for name in others[start : start + FIELDS_IN_A_ROW]}
     return form
 
 
-def _number(label: str, placeholder: str, name: str) -> Any:
-    """A number, as text; the server has the bounds, and says so. Left empty, its default holds."""
-    return gr.Textbox(label=label, placeholder=placeholder, elem_id=name, min_width=110)
+def _make_field(name: str, option: Option) -> Any:
+    """Return the widget of an option. Numbers are text as well: the server has the bounds, and names them."""
+    if option.suggestions:
+        choices = [("the server's default", ""), *option.suggestions]
+        return gr.Dropdown(choices, value="", label=option.label, allow_custom_value=True, elem_id=name)
+    return gr.Textbox(label=option.label, placeholder=option.default, elem_id=name, min_width=110)
 
 
 def _make_buttons() -> tuple[Any, Any, Any]:

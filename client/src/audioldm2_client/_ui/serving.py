@@ -1,4 +1,4 @@
-"""The page as a web application: Gradio, the results' files, and the guard before both."""
+"""The page as a web application: Gradio and the results' files, behind the guard."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from audioldm2_client._ui.markup import RESULTS_PATH, STYLE
 from audioldm2_client._ui.session import Sessions
 
 SHUTDOWN_S = 1
-"""Time that open connections are given at the end."""
+"""Time that open connections get at the end."""
 
 
 def make_app(blocks: gr.Blocks, sessions: Sessions, allowed_hosts: frozenset[str] | None) -> Guard:
@@ -53,18 +53,18 @@ def make_app(blocks: gr.Blocks, sessions: Sessions, allowed_hosts: frozenset[str
 
 
 def _make_theme() -> Any:
-    """Gradio's default look with the fonts that the machine has: its own come from elsewhere."""
+    """Return Gradio's default theme with the machine's fonts; its own would be loaded from elsewhere."""
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
 def serve(app: Guard, listener: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM, which come out of here in their own way (KeyboardInterrupt)."""
+    """Serve until SIGINT or SIGTERM, which raise KeyboardInterrupt here."""
     config = uvicorn.Config(app, log_level="error", ws="none", timeout_graceful_shutdown=SHUTDOWN_S)
     asyncio.run(_Server(config).serve(sockets=[listener]))
 
 
 class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Cut what is open. Every tab keeps a connection for as long as it lives: that is no error worth to be told."""
+        """Close all connections. Each tab keeps one open, so uvicorn's errors about it aren't logged."""
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         await super().shutdown(sockets)

@@ -1,4 +1,4 @@
-"""What belongs to one browser tab: its running generation, its history, its files."""
+"""The state of each browser tab: its running generation, its history, its files."""
 
 import math
 import shutil
@@ -16,15 +16,15 @@ from audioldm2_client._generation import Generation
 from audioldm2_client._result import GenerationResult
 
 MAX_ENTRIES = 20
-"""Generations that a tab remembers; the oldest goes first, with its files (20 MB at most: 640 s of audio)."""
+"""Generations that a tab remembers; the oldest is deleted first, with its files (at most 20 MB: 640 s of audio)."""
 
 MAX_SESSIONS = 100
-"""Tabs; of more, the one that has been quiet for longest is forgotten."""
+"""Tabs; the least recently used one is forgotten when there are more."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One waveform. Its files are named by what comes after `/results/` in their URLs.
+    """One waveform. Its files are named as after `/results/` in their URLs.
 
     Attributes:
         audio: the WAV file.
@@ -39,16 +39,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class Entry:
-    """A generation that went well.
+    """A successful generation.
 
     Attributes:
         number: counts from 1 in its tab.
         options: the arguments of `generate` that give it again, with the seed.
         clips: best first.
         sampling_rate: Hz.
-        length_s: of each waveform.
-        elapsed_s: from sending to the last byte.
-        truncated_tokens: at the prompt's end, without effect.
+        length_s: seconds, of each waveform.
+        elapsed_s: seconds from sending to the last byte.
+        truncated_tokens: tokens at the end of the prompt that had no effect.
     """
 
     number: int
@@ -61,11 +61,11 @@ class Entry:
 
 
 class ClosedSessionError(Exception):
-    """The tab is gone."""
+    """The tab was closed."""
 
 
 class Session:
-    """One tab. Safe to use from several threads.
+    """The state of one tab. Safe to use from several threads.
 
     Attributes:
         entries: the history, oldest first.
@@ -80,10 +80,10 @@ class Session:
         self._running: Generation | None = None
 
     def start(self, client: AudioLDM2Client, options: Mapping[str, Any]) -> Generation:
-        """Start a generation; one that still runs in this tab ends.
+        """Start a generation, and cancel one that still runs in this tab.
 
         Raises:
-            ClosedSessionError: the tab is gone.
+            ClosedSessionError: the tab was closed.
             AudioLDM2Error, TypeError: as `AudioLDM2Client.submit`.
         """
         with self._lock:
@@ -95,10 +95,10 @@ class Session:
         return running
 
     def keep(self, result: GenerationResult, options: Mapping[str, Any], elapsed_s: float) -> Entry:
-        """Write a result's files and remember it.
+        """Write the files of a result and add it to the history.
 
         Raises:
-            ClosedSessionError: the tab is gone.
+            ClosedSessionError: the tab was closed.
             OSError, ValueError, RuntimeError: a file can't be written.
         """
         with self._lock:
@@ -119,18 +119,18 @@ class Session:
         return entry
 
     def entry(self, number: int) -> Entry | None:
-        """Return an entry of the history; None where it is forgotten."""
+        """Return an entry of the history; None where it was deleted."""
         return next((entry for entry in self.entries if entry.number == number), None)
 
     def cancel(self) -> None:
-        """End the running generation, here and on the server."""
+        """Cancel the running generation, here and on the server."""
         with self._lock:
             running, self._running = self._running, None
         if running is not None and not running.done():
             running.cancel()
 
     def close(self) -> None:
-        """End what runs and remove the files."""
+        """Cancel the running generation and delete the files."""
         with self._lock:
             self._closed = True
             self.entries = ()
@@ -155,10 +155,10 @@ class Session:
 
 
 class Sessions:
-    """All tabs, by the name that Gradio gives to each.
+    """The sessions of all tabs, by the name that Gradio gives to each.
 
     Args:
-        folder: for their files; private, and removed by whoever made it.
+        folder: for their files; private, and removed by the caller.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -167,7 +167,7 @@ class Sessions:
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
     def of(self, tab: str | None) -> Session:
-        """Return the session of a tab; made at the first call."""
+        """Return the session of a tab, created at the first call."""
         name = tab or ""
         forgotten = None
         with self._lock:
@@ -182,21 +182,21 @@ class Sessions:
         return session
 
     def forget(self, tab: str | None) -> None:
-        """Forget a tab that is gone."""
+        """Close the session of a tab that was closed."""
         with self._lock:
             session = self._sessions.pop(tab or "", None)
         if session is not None:
             session.close()
 
     def close(self) -> None:
-        """Forget all tabs."""
+        """Close all sessions."""
         with self._lock:
             tabs = list(self._sessions)
         for tab in tabs:
             self.forget(tab)
 
     def file(self, name: str) -> Path | None:
-        """Return the path of a result's file, None where there is no such result. Other files can't be named."""
+        """Return the path of a result's file, None where there is none. Other files can't be reached."""
         with self._lock:
             entries = [entry for session in self._sessions.values() for entry in session.entries]
         known = {file for entry in entries for clip in entry.clips for file in (clip.audio, clip.spectrogram)}

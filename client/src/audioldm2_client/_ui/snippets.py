@@ -1,4 +1,4 @@
-"""A generation as Python and as curl, to be copied. Pure. Values of headers are never in it."""
+"""Write a generation as Python and as curl, to be copied. Pure. Values of headers are never in it."""
 
 import json
 import shlex
@@ -16,14 +16,14 @@ _HTTP_PORT = 8000
 
 @dataclass(frozen=True)
 class Connection:
-    """Where the generations go, as far as it may be shown.
+    """The settings of a client that may be shown.
 
     Attributes:
         urls: one or several, as the client takes them.
         model_name: the ensemble.
         timeout_s: for one generation, seconds.
         tls: files for TLS.
-        header_names: what is sent with every call; the snippets take the values from the environment.
+        header_names: headers sent with every call; the snippets take their values from the environment.
     """
 
     urls: Sequence[str]
@@ -101,5 +101,5 @@ def _files(tls: TlsOptions) -> dict[str, str]:
 
 
 def _variable(header: str) -> str:
-    """The environment variable that stands for a header's value."""
+    """Return the environment variable that holds a header's value."""
     return "".join(character if character.isalnum() else "_" for character in header).upper()

@@ -1,47 +1,47 @@
-"""A file of prompts: what is asked for on each line, and under which name its result is kept."""
+"""The file of prompts: the prompt, the options and the result's name on each line."""
 
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from audioldm2_client._cli.report import waveform_paths
 from audioldm2_client._exceptions import InvalidRequestError
-from audioldm2_client._report import waveform_paths
-from audioldm2_client._request import GenerationOptions, build_request
+from audioldm2_client._options import OPTIONS, GenerationOptions
+from audioldm2_client._request import build_request
 
-_OPTION_NAMES = tuple(field.name for field in fields(GenerationOptions))
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SLUG_LENGTH = 40
 
 
 @dataclass(frozen=True)
 class PromptItem:
-    """One line.
+    """One line of the file.
 
     Attributes:
         line: its number, from 1.
         prompt: what to hear.
         options: arguments of `generate`: those of the line, and the command's where the line has none.
         name: of the result's files, without the ending.
-        key: tells whether a result that is there is the one that is asked for.
+        key: hash of what is asked for; an existing result with the same key is up to date.
     """
 
     line: int
     prompt: str
-    options: Mapping[str, Any]
+    options: GenerationOptions
     name: str
     key: str
 
 
-def read_prompts(path: Path, defaults: Mapping[str, Any], model_name: str) -> list[PromptItem]:
+def read_prompts(path: Path, defaults: GenerationOptions, model_name: str) -> list[PromptItem]:
     """Read a prompt on each line, or a JSON object where a line begins with a brace; blank lines are skipped.
 
     Raises:
-        ValueError: not UTF-8, no prompt at all, or a line that isn't as it should be, which is named.
+        ValueError: not UTF-8, no prompt at all, or a bad line, whose number is named.
         OSError: the file can't be read.
     """
     try:
@@ -55,16 +55,16 @@ def read_prompts(path: Path, defaults: Mapping[str, Any], model_name: str) -> li
     return items
 
 
-def _parse(text: str, defaults: Mapping[str, Any], model_name: str, source: str) -> Iterator[PromptItem]:
+def _parse(text: str, defaults: GenerationOptions, model_name: str, source: str) -> Iterator[PromptItem]:
     seen: Counter[str] = Counter()
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             prompt, name, own = _parse_line(line.strip())
-            options = {**defaults, **own}
-            # Found out here, so that a mistake on the last line doesn't wait for all the others.
-            build_request(prompt, GenerationOptions(**options), model_name=model_name, request_id="-", timeout_s=1)
+            options = cast(GenerationOptions, {**defaults, **own})
+            # Checked now, so that a mistake on the last line is found before anything is generated.
+            build_request(prompt, options, model_name=model_name, request_id="-", timeout_s=1)
         except (ValueError, TypeError, InvalidRequestError) as error:
             raise ValueError(f"{source}, line {number}: {error}") from error
         wanted = json.dumps([model_name, prompt, options], sort_keys=True)
@@ -82,8 +82,8 @@ def _parse_line(line: str) -> tuple[str, str | None, dict[str, Any]]:
     except json.JSONDecodeError as error:
         raise ValueError(f"it begins with a brace and isn't JSON: {error}") from error
     for key in values:
-        if key not in ("prompt", "name", *_OPTION_NAMES):
-            raise ValueError(f"{key!r} must be one of prompt, name, {', '.join(_OPTION_NAMES)}")
+        if key not in ("prompt", "name", *OPTIONS):
+            raise ValueError(f"{key!r} must be one of prompt, name, {', '.join(OPTIONS)}")
     prompt, name = values.pop("prompt", None), values.pop("name", None)
     if not isinstance(prompt, str):
         raise ValueError("prompt must be a text")
@@ -102,7 +102,7 @@ def _make_name(prompt: str, key: str) -> str:
 def _check_names(items: list[PromptItem], source: str) -> None:
     lines: dict[str, int] = {}
     for item in items:
-        count = item.options.get("num_waveforms_per_prompt", 1)
+        count = item.options.get("num_waveforms_per_prompt") or 1
         for path in waveform_paths(Path(item.name), max(1, min(count, 100))):
             other = lines.setdefault(path.name.lower(), item.line)
             if other != item.line:

@@ -1,7 +1,7 @@
-"""The folder that a batch fills: audio files, and `results.jsonl` with a line for each result.
+"""The folder of a batch: audio files, and `results.jsonl` with a line for each result.
 
-A result counts as there when its line is written and its files exist. The line comes after the files, so whatever
-happens in between, the next run makes that result again, in place of the old files.
+A result is complete when its line is written and its files exist. The line comes after the files: after a failure in
+between, the next run makes that result again, in place of the old files.
 """
 
 import contextlib
@@ -11,16 +11,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from audioldm2_client import _report
-from audioldm2_client._prompts_file import PromptItem
+from audioldm2_client._audio_file import PART_PATTERN
+from audioldm2_client._cli import report
+from audioldm2_client._cli.prompts_file import PromptItem
 from audioldm2_client._result import GenerationResult
-from audioldm2_client._whole_file import PART_PATTERN
 
 RECORDS = "results.jsonl"
 
 
 class ResultsFolder:
-    """The folder, for one process at a time.
+    """Read and write the folder, in one process at a time.
 
     Raises:
         OSError: it can't be made, read or written to.
@@ -43,7 +43,7 @@ class ResultsFolder:
             raise
 
     def has(self, item: PromptItem) -> bool:
-        """Whether the result is there."""
+        """Return whether the result is complete and up to date."""
         record = self._done.get(item.name)
         return (
             record is not None
@@ -59,8 +59,8 @@ class ResultsFolder:
         Raises:
             OSError, RuntimeError, ValueError: it can't be written.
         """
-        paths = _report.save(result, self._path / f"{item.name}.{self._format}")
-        described = _report.as_json(result, [Path(path.name) for path in paths], elapsed_s)
+        paths = report.save(result, self._path / f"{item.name}.{self._format}")
+        described = report.as_json(result, [Path(path.name) for path in paths], elapsed_s)
         record = {"name": item.name, "line": item.line, "key": item.key, **described, "options": dict(item.options)}
         self._records.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._records.flush()
@@ -69,11 +69,11 @@ class ResultsFolder:
         return paths, record
 
     def close(self) -> None:
-        """Let another process have the folder."""
+        """Release the folder for other processes."""
         self._records.close()
 
     def _end_torn_line(self) -> None:
-        """After a power failure, the last line may lack its end."""
+        """End the last line, which a power failure may have cut."""
         size = self._records.seek(0, os.SEEK_END)
         if size:
             self._records.seek(size - 1)
@@ -82,7 +82,7 @@ class ResultsFolder:
                 self._records.flush()
 
     def _read(self) -> dict[str, dict[str, Any]]:
-        """Return the last record of each name; lines that aren't records are passed over."""
+        """Return the last record of each name; skip lines that aren't records."""
         self._records.seek(0)
         records = {}
         for line in self._records:
@@ -106,9 +106,11 @@ class ResultsFolder:
 def _lock(descriptor: int, path: Path) -> None:
     try:
         import fcntl
-    except ImportError:  # Windows: two processes in one folder are then the user's own affair
+    except ImportError:  # Windows has no flock: the user must not run two processes in one folder
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise ValueError(f"another process is writing to {str(path)!r}; wait for its end or name another") from error
+        raise ValueError(
+            f"another process is writing to {str(path)!r}; wait until it ends, or name another folder"
+        ) from error

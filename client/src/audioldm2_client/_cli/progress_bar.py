@@ -1,4 +1,4 @@
-"""What the command line shows of a generation under way: only on a terminal, and gone when it is over."""
+"""Progress bars of the command line: only on a terminal, and removed at the end."""
 
 import sys
 from types import TracebackType
@@ -12,13 +12,13 @@ _PROMPTS = "{desc} |{bar}| {n_fmt}/{total_fmt} prompts [{elapsed}<{remaining}]"
 
 
 class GenerationBar:
-    """Queueing, steps and decoding of one generation; call it with each `Progress`."""
+    """Show queueing, steps and decoding of one generation; call it with each `Progress`."""
 
     def __init__(self, *, shown: bool) -> None:
         self._bar: Any = _make_bar(_WORDS, desc="waiting", total=1) if shown else None
 
     def __call__(self, progress: Progress) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         if self._bar is None:
             return
         self._bar.bar_format = _STEPS if progress.state == "denoising" else _WORDS
@@ -41,7 +41,7 @@ class GenerationBar:
 
 
 class BatchBar:
-    """How many prompts are done."""
+    """Show how many prompts are done."""
 
     def __init__(self, *, total: int, done: int, shown: bool) -> None:
         self._bar: Any = _make_bar(_PROMPTS, desc="generating", total=total, initial=done) if shown else None
@@ -50,11 +50,6 @@ class BatchBar:
         """Count one more prompt."""
         if self._bar is not None:
             self._bar.update()
-
-    def note(self, words: str) -> None:
-        """Say what goes on."""
-        if self._bar is not None:
-            self._bar.set_description_str(words)
 
     def print(self, line: str, *, error: bool = False) -> None:
         """Print a line above the bar."""
@@ -65,13 +60,13 @@ class BatchBar:
             self._bar.write(line, file=stream)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
 def is_terminal() -> bool:
-    """Whether somebody can see a bar."""
+    """Return whether a bar can be seen."""
     return sys.stderr.isatty()
 
 

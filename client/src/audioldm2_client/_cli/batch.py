@@ -1,10 +1,11 @@
-"""Many generations at the same time, which outlive the server's restarts."""
+"""Many generations at the same time, which survive restarts of the server."""
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 
 from audioldm2_client._async_client import AsyncAudioLDM2Client
+from audioldm2_client._cli.prompts_file import PromptItem
 from audioldm2_client._errors import CERTIFICATE_REFUSED
 from audioldm2_client._exceptions import (
     AudioLDM2Error,
@@ -14,7 +15,6 @@ from audioldm2_client._exceptions import (
     ServerUnreachableError,
 )
 from audioldm2_client._flow import backoff_s
-from audioldm2_client._prompts_file import PromptItem
 from audioldm2_client._result import GenerationResult
 
 OnResult = Callable[[PromptItem, GenerationResult, float], object]
@@ -22,25 +22,25 @@ OnFailure = Callable[[PromptItem, AudioLDM2Error], object]
 
 
 class ServerGoneError(Exception):
-    """The server was busy or away for longer than allowed; the cause is the last error."""
+    """The server was busy or unreachable for longer than allowed; the cause is the last error."""
 
 
 def may_pass(error: AudioLDM2Error) -> bool:
-    """Whether an error comes from a server that is busy, stopping, away or starting, and not from the request.
+    """Return whether a server that is busy, stopping, unreachable or starting caused an error, and not the request.
 
-    A generation whose connection was lost may have been done; it is done again, and only the second one is kept.
+    A generation whose connection was lost may have been completed; it is run again, and only the second result is kept.
     """
     words = str(error)
     if isinstance(error, (ServerBusyError, ServerUnreachableError)):
-        return not CERTIFICATE_REFUSED.search(words)  # which stays as it is
+        return not CERTIFICATE_REFUSED.search(words)  # trying again won't change it
     if isinstance(error, ModelNotFoundError):
         return "no available versions" in words  # it is loading, or being unloaded
-    # A server that stops drops what it has; a model that was told to stop says so with this tag.
+    # A server that stops cancels its requests; where a client cancelled one, the message has this tag.
     return isinstance(error, RequestCancelledError) and not words.startswith("[CANCELLED]")
 
 
 class Outage:
-    """How long the server hasn't answered, over all requests together."""
+    """Measure how long the server hasn't answered, over all requests together."""
 
     def __init__(self, allowed_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._allowed_s = allowed_s
@@ -52,7 +52,7 @@ class Outage:
         self._since = None
 
     def is_too_long(self) -> bool:
-        """Note that a request has failed for a reason that may pass; return whether that goes on for too long."""
+        """Note that a request failed for a reason that may pass; return whether the outage is too long."""
         if self._since is None:
             self._since = self._clock()
         return self._clock() - self._since >= self._allowed_s
@@ -73,12 +73,12 @@ async def run_batch(
         client: without retries of its own.
         items: what to generate.
         concurrency: requests at the same time.
-        retry_for_s: how long the server may not answer at all.
+        retry_for_s: how long the server may not answer at all, seconds.
         on_result: called with each result and the seconds that it took.
-        on_failure: called with each item that failed for good; the others go on.
+        on_failure: called with each item that failed for good; the others continue.
 
     Raises:
-        ServerGoneError: the server was away for too long. What runs then is cancelled, as after any other exception.
+        ServerGoneError: the outage was too long. What still runs is cancelled, as after any other exception.
     """
     outage = Outage(retry_for_s)
     waiting = iter(items)

@@ -1,4 +1,4 @@
-"""What the command line says about a result, for people and as JSON."""
+"""Describe a result, for people and as JSON."""
 
 import math
 from collections.abc import Sequence

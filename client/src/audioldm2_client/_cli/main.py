@@ -7,16 +7,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from audioldm2_client import _audio_file, _exit_status, _playback, _report, _spectrogram
-from audioldm2_client._cli_options import client_settings, generation_options, make_parser, parse
+from audioldm2_client import _audio_file, _exit_status, _spectrogram
+from audioldm2_client._cli import playback, report
+from audioldm2_client._cli.options import make_parser, parse
+from audioldm2_client._cli.progress_bar import GenerationBar, is_terminal
 from audioldm2_client._client import AudioLDM2Client
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, status_of
-from audioldm2_client._progress_bar import GenerationBar, is_terminal
+from audioldm2_client._options import given_options
 from audioldm2_client._result import GenerationResult
+from audioldm2_client._server_options import client_settings
 
 PAGE = "ui"
-"""As the first argument it isn't a prompt, but asks for the page."""
+"""As the first argument this isn't a prompt: it starts the page."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return serve_page(argv[1:])
         arguments = parse(make_parser(), argv)
         if arguments.prompts is not None:
-            from audioldm2_client._batch_command import run_batch_command
+            from audioldm2_client._cli.batch_command import run_batch_command
 
             return run_batch_command(arguments)
         return _run(arguments)
@@ -46,7 +49,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with client, GenerationBar(shown=is_terminal() and not arguments.no_progress) as bar:
             start = time.monotonic()
-            result = client.generate(arguments.prompt, **generation_options(arguments), on_progress=bar)
+            result = client.generate(arguments.prompt, **given_options(vars(arguments)), on_progress=bar)
             elapsed_s = time.monotonic() - start
     except AudioLDM2Error as error:
         return fail(error, status_of(error))
@@ -59,15 +62,15 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check_outputs(arguments: argparse.Namespace) -> list[str] | None:
-    """Find out before the work whether its results can be written and played; return the player's command."""
+    """Check before the generation that its files can be written and played; return the player's command."""
     _audio_file.check_path(arguments.output)
     if arguments.spectrogram is not None:
         _spectrogram.check(arguments.spectrogram)
-    return _playback.find_player(arguments.output) if arguments.play else None
+    return playback.find_player(arguments.output) if arguments.play else None
 
 
 def _save(result: GenerationResult, arguments: argparse.Namespace) -> list[Path]:
-    paths = _report.save(result, arguments.output)
+    paths = report.save(result, arguments.output)
     if arguments.spectrogram is not None:
         _spectrogram.write(arguments.spectrogram, result.audio[0])
     return paths
@@ -77,9 +80,9 @@ def _print(result: GenerationResult, paths: list[Path], elapsed_s: float, *, as_
     if truncated := int(result.truncated_tokens.max()):
         print(f"audioldm2: the prompt is too long: its last {truncated} tokens had no effect", file=sys.stderr)
     if as_json:
-        print(json.dumps(_report.as_json(result, paths, elapsed_s), ensure_ascii=False))
+        print(json.dumps(report.as_json(result, paths, elapsed_s), ensure_ascii=False))
         return
-    print("\n".join(_report.lines(result, paths)))
+    print("\n".join(report.lines(result, paths)))
     print(f"seed {result.seed}, generated in {elapsed_s:.1f} s")
 
 
@@ -87,7 +90,7 @@ def _play(player: list[str] | None, path: Path) -> int:
     if player is not None:
         sys.stdout.flush()
         try:
-            _playback.play(player, path)
+            playback.play(player, path)
         except OSError as error:
             return fail(f"can't play {str(path)!r}: {error}", _exit_status.FAULT)
     return 0

@@ -1,31 +1,32 @@
-"""`audioldm2 --prompts FILE --output-dir DIR`."""
+"""The command `audioldm2 --prompts FILE --output-dir DIR`."""
 
 import argparse
 import asyncio
 import json
 from typing import Any
 
-from audioldm2_client import _exit_status, _report
+from audioldm2_client import _exit_status
 from audioldm2_client._async_client import AsyncAudioLDM2Client
-from audioldm2_client._batch import ServerGoneError, run_batch
-from audioldm2_client._cli_options import (
+from audioldm2_client._cli import report
+from audioldm2_client._cli.batch import ServerGoneError, run_batch
+from audioldm2_client._cli.options import (
     DEFAULT_CONCURRENCY,
     DEFAULT_RETRY_FOR_S,
-    client_settings,
-    generation_options,
 )
+from audioldm2_client._cli.progress_bar import BatchBar, is_terminal
+from audioldm2_client._cli.prompts_file import PromptItem, read_prompts
+from audioldm2_client._cli.results_folder import ResultsFolder
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, first_line, status_of
-from audioldm2_client._progress_bar import BatchBar, is_terminal
-from audioldm2_client._prompts_file import PromptItem, read_prompts
+from audioldm2_client._options import given_options
 from audioldm2_client._result import GenerationResult
-from audioldm2_client._results_folder import ResultsFolder
+from audioldm2_client._server_options import client_settings
 
-GO_ON = "run the same command again to go on"
+CONTINUE = "run the same command again to continue"
 
 
 def run_batch_command(arguments: argparse.Namespace) -> int:
-    """Generate what isn't there yet; return the exit status."""
+    """Generate the results that are missing; return the exit status."""
     concurrency = DEFAULT_CONCURRENCY if arguments.concurrency is None else arguments.concurrency
     retry_for_s = DEFAULT_RETRY_FOR_S if arguments.retry_for is None else arguments.retry_for
     try:
@@ -33,7 +34,7 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
             raise ValueError(f"--concurrency must be 1 to 256; got {concurrency}")
         if not 0 <= retry_for_s < float("inf"):
             raise ValueError(f"--retry-for must be at least 0 seconds; got {retry_for_s:g}")
-        items = read_prompts(arguments.prompts, generation_options(arguments), arguments.model)
+        items = read_prompts(arguments.prompts, given_options(vars(arguments)), arguments.model)
         client = AsyncAudioLDM2Client(**client_settings(arguments), max_retries=0)
         folder = ResultsFolder(arguments.output_dir, arguments.format or "wav")
     except (ValueError, OSError) as error:
@@ -45,7 +46,7 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
             status = report.run(client, missing, concurrency, retry_for_s)
         except KeyboardInterrupt:
             report.bar.close()
-            return fail(f"interrupted; {GO_ON}", _exit_status.INTERRUPTED)
+            return fail(f"interrupted; {CONTINUE}", _exit_status.INTERRUPTED)
         finally:
             report.bar.close()
         report.summarize()
@@ -53,7 +54,7 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
 
 
 class _BatchReport:
-    """Writes and prints what happens."""
+    """Write and print the results and failures."""
 
     def __init__(self, folder: ResultsFolder, arguments: argparse.Namespace, *, total: int, done: int) -> None:
         self._folder = folder
@@ -81,15 +82,15 @@ class _BatchReport:
             asyncio.run(generate())
         except ServerGoneError as error:
             self.bar.close()
-            fail(f"{first_line(error.__cause__)}; gave up after {retry_for_s:g} s; {GO_ON}", _exit_status.UNAVAILABLE)
-            return _exit_status.UNAVAILABLE
+            reason = f"{first_line(error.__cause__)}; gave up after {retry_for_s:g} s; {CONTINUE}"
+            return fail(reason, _exit_status.UNAVAILABLE)
         except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: soundfile's, such as a full disk
             self.bar.close()
             return fail(f"can't write to {str(self._arguments.output_dir)!r}: {error}", _exit_status.FAULT)
         return self._failed[min(self._failed)] if self._failed else 0
 
     def summarize(self) -> None:
-        """Say how much was done, unless that would be in the way of JSON."""
+        """Print how much was done, except among lines of JSON."""
         if not self._arguments.json:
             print(f"{self._made} made, {self._already} already there, {len(self._failed)} failed")
 
@@ -103,7 +104,7 @@ class _BatchReport:
     def _lines(self, result: GenerationResult, paths: Any, record: dict[str, Any]) -> list[str]:
         if self._arguments.json:
             return [json.dumps(record, ensure_ascii=False)]
-        return _report.lines(result, paths)
+        return report.lines(result, paths)
 
     def _note_failure(self, item: PromptItem, error: AudioLDM2Error) -> None:
         self._failed[item.line] = status_of(error)

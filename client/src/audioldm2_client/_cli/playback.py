@@ -1,4 +1,4 @@
-"""Playing a file with whatever player the machine has; no shell is involved."""
+"""Play a file with a player that the machine has, without a shell."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ _WAV_ONLY = {"aplay"}
 
 
 def find_player(path: Path) -> list[str]:
-    """Return the command that plays files such as `path`, which is to be added to it.
+    """Return the command that plays files such as `path`, without the file itself.
 
     Raises:
         ValueError: there is no player.
@@ -23,7 +23,7 @@ def find_player(path: Path) -> list[str]:
     for name in names:
         if command := shutil.which(name):
             return [command, *_PLAYERS[name]]
-    raise ValueError(f"--play needs one of the commands {', '.join(names)}, and none is there; install one")
+    raise ValueError(f"--play needs one of the commands {', '.join(names)}, and none is installed; install one")
 
 
 def play(command: list[str], path: Path) -> None:
