@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests use checkpoints made here
@@ -17,12 +17,37 @@ from diffusers import AudioLDM2Pipeline
 from export.checkpoint import Checkpoint
 from export.demo import write_checkpoint
 from export.repository import StageResult, export_checkpoint
-from server import EmbeddedServer
+from server import EmbeddedServer, embedded
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-report", type=Path, metavar="FILE", help="write the measured errors there, as JSON")
     parser.addoption("--page-screenshot", type=Path, metavar="FILE", help="write a picture of the client's page there")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what starts a server or exports a checkpoint through its fixtures, so that `make check` can leave it out."""
+    for item in items:
+        fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public name for it
+        if "exported_repository" in fixtures or any(map(_gives_a_server, fixtures.values())):
+            item.add_marker("server")
+
+
+def _gives_a_server(definitions: Sequence[pytest.FixtureDef]) -> bool:
+    return any("EmbeddedServer" in str(definition.func.__annotations__.get("return")) for definition in definitions)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_unmarked_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Without the tests marked `server`, a test that starts one all the same fails."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "not server" in request.config.option.markexpr:
+            patch.setattr(embedded, "SupervisedProcess", _refuse_to_start)
+        yield
+
+
+def _refuse_to_start(*_: object, **__: object) -> None:
+    pytest.fail("this test starts a server: mark it with pytest.mark.server")
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ from audioldm2_client import AudioLDM2Client, InvalidRequestError
 
 from server import EmbeddedServer
 
+pytestmark = pytest.mark.server
+
 TEXT = {"audio_length_in_s": 0.64, "num_inference_steps": 2, "seed": 7}
 VARIATIONS = {
     "prompt": {"prompt": "a dog"},

@@ -25,6 +25,8 @@ from tests.helpers.tiny_unet import (
 )
 from tests.helpers.unet_calls import UnetCaller, metric
 
+pytestmark = pytest.mark.server
+
 TIMEOUT_S = 60.0
 
 wait_until = functools.partial(tiny_repository.wait_until, timeout_s=TIMEOUT_S, what="the metrics")

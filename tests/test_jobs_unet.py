@@ -18,6 +18,8 @@ from tests.helpers.job_calls import TIMEOUT_S, ask, wait_for, wait_for_state
 from tests.helpers.tiny_unet import make_request, unet_inputs, write_unet_repository
 from tests.helpers.unet_calls import UnetCaller
 
+pytestmark = pytest.mark.server
+
 
 class Caller(UnetCaller):
     """Calls the model `unet` with an id, and with a ticket if there is one."""

@@ -6,10 +6,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from audioldm2_client import AudioLDM2Client
 
 from export.onnx_stage import relative_error
 from server import EmbeddedServer
+
+pytestmark = pytest.mark.server
 
 ROOT = Path(__file__).resolve().parents[1]
 

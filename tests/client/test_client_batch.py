@@ -87,6 +87,7 @@ def fixed_ports(toy_repository: Path) -> Iterator[dict]:
 
 
 @pytest.mark.parametrize(("protocol", "how"), [("grpc", "killed"), ("http", "stopped")])
+@pytest.mark.server
 def test_200_prompts_outlive_a_restart_of_the_server(fixed_ports, protocol, how, tmp_path):
     prompts, folder = write_lines(tmp_path / "prompts.jsonl", numbered(200)), tmp_path / "out"
     url = f"{protocol}://127.0.0.1:{fixed_ports[f'{protocol}_port']}"

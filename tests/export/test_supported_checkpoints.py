@@ -14,9 +14,10 @@ import torch
 import transformers
 from audio_geometry import AudioGeometry
 from candidate_ranking import CandidateRanking
+from denoising_request import SchedulerRequest
 from noise_schedulers import NoiseSchedulers
 from scheduler_names import SchedulerNames
-from scheduler_steps import DiffusersSteps, SchedulerRequest, SchedulerSteps, Steps
+from scheduler_steps import DiffusersSteps, SchedulerSteps, Steps
 from text_tokenizers import TextTokenizers
 from unet_forward import UNetForward
 
@@ -373,7 +374,7 @@ def test_a_scheduler_that_is_exported_steps_as_in_diffusers(checkpoint, tmp_path
     write_tokenizer_files(found, tmp_path / "tokenizer")
     names = SchedulerNames.load(tmp_path / "tokenizer" / "scheduler_classes.json")
     for name in TRIED | {config["_class_name"]}:
-        steps = schedulers.create(SchedulerRequest(names.choose(name).class_name, "{}", 7, 0.0, 5))
+        steps = schedulers.create(SchedulerRequest(names.choose(name).class_name, (), 7, 0.0, 5))
         # As a pipeline's user would: pipeline.scheduler = Other.from_config(pipeline.scheduler.config).
         expected = latents_of_diffusers(getattr(diffusers, name).from_config(loaded.config), 7)
         assert relative_error(latents_of_ours(steps).numpy(), expected.numpy()) < TOLERANCE, name

@@ -14,6 +14,8 @@ from server import EmbeddedServer, ServerError
 from server.installation import find_installation
 from tests.helpers import tiny_repository as tiny
 
+pytestmark = pytest.mark.server
+
 END_TIMEOUT_S = 20
 
 

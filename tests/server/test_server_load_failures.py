@@ -5,6 +5,8 @@ import pytest
 from server import EmbeddedServer, ServerError
 from tests.helpers import tiny_repository as tiny
 
+pytestmark = pytest.mark.server
+
 FAILING = """
 import triton_python_backend_utils as pb_utils
 

@@ -14,6 +14,8 @@ from tritonclient.utils import InferenceServerException
 from server import EmbeddedServer
 from tests.helpers import tiny_repository as tiny
 
+pytestmark = pytest.mark.server
+
 WHEREABOUTS = """
 import os
 import sys
