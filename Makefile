@@ -17,7 +17,7 @@ CHROMIUM  := $(VENV)/chromium/chromium
 # What an exported repository depends on; a change of it means a new export.
 EXPORT_ID  = $(CHECKPOINT) $(shell cat export/*.py | sha256sum | cut -c1-16)
 
-.PHONY: demo serve export test bench perf parity lint format lock clean help
+.PHONY: demo serve export check test bench perf parity lint format lock clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,10 @@ export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpo
 
 .demo/checkpoint/model_index.json: $(INSTALLED) export/demo.py export/demo_text.py export/demo_unet.py
 	$(BIN)/python -m export.demo --output .demo/checkpoint
+
+# No server, no export of a whole checkpoint, nothing that takes seconds; two processes, each with one thread.
+check: lint ## Check style, types and what can be tested in a minute
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not server and not slow"
 
 test: $(INSTALLED) $(CHROMIUM) ## Run the whole test suite
 	$(BIN)/python -m pytest

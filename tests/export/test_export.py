@@ -133,6 +133,7 @@ def test_windows_of_the_vocoder_leave_no_seam(vocoder, exported_repository, fram
     assert np.abs(waveform - expected).max() < 1e-4 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_a_halo_that_is_too_small_is_refused(demo_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("export.vocoder.halo_frames", lambda _: 2)
     with pytest.raises(VerificationError, match="vocoder: output waveform differs"):
@@ -183,6 +184,7 @@ def test_relative_error_is_infinite_for_what_is_not_comparable(bad):
     assert relative_error(bad, np.ones(3)) == float("inf")
 
 
+@pytest.mark.slow
 def test_a_failed_verification_changes_nothing(demo_checkpoint, tmp_path, monkeypatch, capsys):
     output = tmp_path / "model_repository"
     old = output / "vocoder" / "1" / "model.onnx"
@@ -201,6 +203,7 @@ def test_a_failed_verification_changes_nothing(demo_checkpoint, tmp_path, monkey
     assert old.read_bytes() == b"old"
 
 
+@pytest.mark.slow
 def test_large_weights_go_to_a_file_of_their_own(lm_head_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_stage, "EXTERNAL_DATA_FROM_BYTES", 100_000)
     export_stage(gpt2_stage(Checkpoint.find(str(lm_head_checkpoint))), tmp_path)

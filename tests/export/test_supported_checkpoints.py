@@ -38,6 +38,8 @@ from export.vocoder import vocoder_stage
 from tests.helpers.tiny_checkpoint import config_file, copy_checkpoint, edit_json, replace
 from tests.helpers.tiny_unet import CPU, reference_noise
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 
 Export = Callable[[Checkpoint], OnnxStage]

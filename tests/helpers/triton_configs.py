@@ -35,7 +35,7 @@ def read_configs() -> dict[str, ModelConfig]:
 
 def read_parameters(model: str) -> dict[str, str]:
     """Return the parameters of a model's configuration that are its own: all but the name of the model `jobs`."""
-    parameters = {name: value.string_value for name, value in dict(read_configs()[model].parameters).items()}
+    parameters = {name: value.string_value for name, value in sorted(read_configs()[model].parameters.items())}
     del parameters["jobs_model"]
     return parameters
 

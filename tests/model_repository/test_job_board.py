@@ -229,6 +229,7 @@ def test_expired_entries_are_removed_when_new_ones_come(board, clock, tmp_path):
     assert board.open_entry("live", live.ticket).ticket == live.ticket
 
 
+@pytest.mark.slow
 def test_entries_are_bounded_and_those_that_are_over_or_silent_go_first(board, clock, tmp_path):
     silent = board.create_entry("silent")
     silent.close()

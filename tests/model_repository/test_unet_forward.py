@@ -83,6 +83,7 @@ def prepared(request) -> tuple[UNetForward, UNetForward]:
     return unet, eager
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rows", "tokens"), [(4, 16), (4, 7), (2, 16), (1, 1)])
 def test_a_fixed_shape_gives_the_same_for_fewer_rows_and_tokens(prepared, rows, tokens):
     unet, eager = prepared
@@ -169,6 +170,7 @@ def test_other_vectors_or_bins_than_a_fixed_shape_has_run_eagerly(vectors, bins,
     assert relative_rms(output, eager(latents[..., :bins], timesteps, other)) <= TOLERANCE
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=2)  # it is 8, and each takes seconds
 def test_more_shapes_than_dynamo_compiles_by_default_are_all_compiled():
     compiled = []
