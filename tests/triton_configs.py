@@ -1,5 +1,6 @@
-"""Reads the committed `config.pbtxt` files as Triton does."""
+"""Reads the committed `config.pbtxt` files as Triton does, and its answers as a browser does."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,15 @@ def read_configs() -> dict[str, ModelConfig]:
         path.parent.name: text_format.Parse(path.read_text(), ModelConfig())
         for path in sorted(REPOSITORY.glob("*/config.pbtxt"))
     }
+
+
+def load_json(text: bytes) -> Any:
+    """Parse JSON as its standard has it, without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def signature(tensors: Iterable[Any], max_batch_size: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:
