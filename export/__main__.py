@@ -10,6 +10,7 @@ import transformers
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint, CheckpointError
+from export.exported import write_note
 from export.model_names import ENSEMBLE
 from export.onnx_stage import VerificationError
 from export.pytorch_files import PRECISIONS
@@ -81,6 +82,7 @@ def _export(checkpoint: Checkpoint, options: argparse.Namespace) -> None:
             on_start=bar.set_description,
             on_done=report,
         )
+    write_note(options.output, options.checkpoint, options.name)
 
 
 if __name__ == "__main__":
