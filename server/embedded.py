@@ -22,6 +22,10 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
 PROBE_TIMEOUT_S = 2.0
 
+GOMP_SPINCOUNT = "3000"
+"""How long OpenMP's threads wait actively, unless the environment says otherwise. Only for a moment: with more of them
+than free cores, a forward takes a hundred times as long otherwise (docs/tuning.md). The image sets the same."""
+
 COULD_NOT_START = "could not start"
 
 # A free port that was picked here may be taken by somebody else before tritonserver listens on it.
@@ -298,9 +302,7 @@ def _answers(url: str, path: str) -> bool:
 def _environment(installation: Installation, workspace: Workspace) -> dict[str, str]:
     """This process's environment, with the two search paths that tritonserver and its stubs need."""
     # The pip package of ONNX Runtime reports to its maker unless it is told not to.
-    # OpenMP's threads wait actively only for a moment: with more of them than free cores, a forward takes a hundred
-    # times as long otherwise (docs/tuning.md).
-    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": "3000", **os.environ}
+    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": GOMP_SPINCOUNT, **workspace.home(), **os.environ}
     for name, directories in (
         ("PATH", [workspace.command_directory]),
         ("LD_LIBRARY_PATH", [workspace.plain(directory) for directory in installation.library_directories]),

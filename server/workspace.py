@@ -4,6 +4,7 @@ Triton starts each Python model through a shell, with paths that it doesn't quot
 So all paths that Triton gets are plain: where another one is needed, a link in this folder stands for it.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -54,6 +55,14 @@ class Workspace:
         self.links[link] = path
         return link
 
+    def home(self) -> dict[str, str]:
+        """Return the variables of a user whom the system doesn't know, and whose home it therefore can't tell."""
+        try:
+            Path.home()
+        except RuntimeError:
+            return {"HOME": str(self.current_directory.parent), "USER": str(os.geteuid())}
+        return {}
+
 
 def is_plain(path: Path) -> bool:
     """Say whether Triton can take a path as it is."""
@@ -87,23 +96,27 @@ def create_workspace(installation: Installation) -> Workspace:
 
 
 def _make_root() -> Path:
-    """Make a folder with a plain path, in TMPDIR if its path is plain."""
+    """Make a folder in the first place that will do: TMPDIR, and then those that every Linux has."""
     try:
         first = Path(tempfile.gettempdir()).absolute()
     except OSError as error:
         raise ServerError(f"No temporary folder can be made ({error}); set TMPDIR to a writable one.") from error
     reasons = []
-    for parent in [folder for folder in (first, *map(Path, _OTHER_TEMPORARY_FOLDERS)) if is_plain(folder)]:
+    for parent in (first, *map(Path, _OTHER_TEMPORARY_FOLDERS)):
         try:
+            _check_parent(parent)
             return Path(tempfile.mkdtemp(prefix="embedded-triton-", dir=parent))
         except OSError as error:
-            reasons.append(f"{parent}: {error.strerror}")
-            if parent == first:
-                break
-    raise ServerError(
-        f"No temporary folder can be made ({', '.join(reasons)}); set TMPDIR to a writable one whose path has only "
-        f"ASCII letters, digits and ./+@%,=_- in it."
-    )
+            reasons.append(f"{parent}: {error.strerror or error}")
+    raise ServerError(f"No temporary folder can be made ({'; '.join(reasons)}): set TMPDIR to one where it can.")
+
+
+def _check_parent(folder: Path) -> None:
+    """Raise OSError unless Triton can start programs in a folder."""
+    if not is_plain(folder):
+        raise OSError("its path has more than ASCII letters, digits and ./+@%,=_-")
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise OSError("programs can't run in it, it is mounted noexec")
 
 
 def _fill(root: Path, installation: Installation) -> Workspace:
