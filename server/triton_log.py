@@ -23,7 +23,7 @@ _MODEL_FAILURES = re.compile(
 _REPOSITORY_FAILURES = re.compile(_ERROR.format(source=r"model_repository_manager", message="(.*)"), re.MULTILINE)
 # What the shell or the loader says in the place of the process that hosts a Python model.
 _MODEL_PROCESS_FAILURES = re.compile(
-    r"^(?:bash: line \d+: |sh: \d+: )?(\S*triton_python_backend_stub: .+|.*\bexec: .+|\S+: No such file or directory)$",
+    r"^(?:bash: line \d+: )?(.*/triton_python_backend_stub: .+)$|^(?:bash: line \d+: )(.+)$|^  what\(\):  (.+)$",
     re.MULTILINE,
 )
 _CONSEQUENCE = re.compile(r"which has no loaded version|contains models that are not available")
@@ -54,7 +54,7 @@ def failure_reasons(log: str) -> list[str]:
 def model_process_failure(log: str) -> str:
     """Return a sentence about a Python model whose process could not start, for which Triton would wait for ever."""
     match = _MODEL_PROCESS_FAILURES.search(log)
-    return f"A Python model's process could not start: {_sentence(match[1])}" if match else ""
+    return f"A Python model's process could not start: {_sentence(match[match.lastindex or 0])}" if match else ""
 
 
 def tail(log: str, lines: int = TAIL_LINES) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.errors import ServerError
-from server.installation import Installation, python_command_directory
+from server.installation import PYTHON_VERSION, Installation, python_command_directory
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
 
@@ -155,17 +155,29 @@ def _command_directory(root: Path) -> Path:
             f"The virtual environment {sys.prefix} has no bin/python3, which Triton's Python models are started with: "
             f"make it anew with `python3 -m venv`."
         )
-    if own is not None and is_plain(own):
+    if own is not None and is_plain(own) and not (is_virtual and any(map(_stops_python, _packages()))):
         return own
     return _link_environment(root / "venv") if is_virtual else _link_python(root / "bin")
 
 
 def _link_environment(directory: Path) -> Path:
-    """Make a virtual environment of links to this one, whose path isn't plain."""
-    (directory / "bin").mkdir(parents=True)
-    for name in ("pyvenv.cfg", "lib", "bin/python3"):
-        (directory / name).symlink_to(Path(sys.prefix) / name)
+    """Make a virtual environment of links to this one, in which all that Triton's Python reads is ASCII."""
+    for path in (Path(sys.prefix, "pyvenv.cfg"), Path(sys.prefix, "bin", "python3"), *_packages()):
+        link = directory / path.relative_to(sys.prefix)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not _stops_python(path):
+            link.symlink_to(path)
     return directory / "bin"
+
+
+def _packages() -> list[Path]:
+    """Return what lies in the virtual environment's site-packages."""
+    return list(Path(sys.prefix).glob(f"lib*/python{PYTHON_VERSION}/site-packages/*"))
+
+
+def _stops_python(path: Path) -> bool:
+    """Say whether a Python that knows ASCII alone ends at this file: it names a folder like `größer`."""
+    return path.suffix == ".pth" and not path.read_bytes().isascii()
 
 
 def _link_python(directory: Path) -> Path:
