@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
     try:
-        checkpoint = Checkpoint.find(options.checkpoint)
+        checkpoint = Checkpoint.find(options.checkpoint, say=print)
         _export(checkpoint, options)
     except (CheckpointError, VerificationError, OSError, ValueError) as error:
         print(f"export: {error} Nothing was changed in {options.output}.", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Reads an AudioLDM 2 checkpoint in the layout of diffusers, one component at a time."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ from export.checkpoint_files import (
     weights_patterns,
 )
 from export.checkpoint_sizes import check_sizes
+from export.download_notice import announce_download
 
 __all__ = ["COMPONENT_CLASSES", "MODEL_INDEX", "Checkpoint", "CheckpointError"]
 
@@ -58,8 +60,12 @@ class Checkpoint:
     folder: Path
 
     @classmethod
-    def find(cls, name: str) -> "Checkpoint":
+    def find(cls, name: str, say: Callable[[str], object] = lambda _: None) -> "Checkpoint":
         """Open the folder `name`, or download the hub's repository of that name.
+
+        Args:
+            name: A folder or a hub id.
+            say: Called with a sentence about size and licence before a download.
 
         Raises:
             CheckpointError: Neither exists, or it isn't an AudioLDM 2 checkpoint.
@@ -68,7 +74,7 @@ class Checkpoint:
         if not folder.is_dir():
             if name.startswith((".", "/", "~")) or name.count("/") > 1:
                 raise CheckpointError(f"--checkpoint {name}: the folder {folder} does not exist.")
-            folder = _download(name)
+            folder = _download(name, say)
         checkpoint = cls(folder)
         checkpoint.check()
         return checkpoint
@@ -196,7 +202,7 @@ def _precision(model_class: type) -> dict[str, Any]:
     return {"dtype": torch.float32}
 
 
-def _download(name: str) -> Path:
+def _download(name: str, say: Callable[[str], object]) -> Path:
     """Download what a checkpoint consists of; no code, and of each model's weights one form only.
 
     `DiffusionPipeline.download` isn't for us: where model_index.json names a community pipeline, it fetches and runs
@@ -207,6 +213,7 @@ def _download(name: str) -> Path:
     checkpoint = Checkpoint(folder)
     checkpoint.check_configs()
     forms = {component: weights_patterns(component, checkpoint.library(component)) for component in checkpoint.models()}
+    announce_download(name, [[file for form in patterns for file in form] for patterns in forms.values()], say)
     while forms:
         best = {component: patterns.pop(0) for component, patterns in forms.items()}
         _snapshot(name, [pattern for patterns in best.values() for pattern in patterns], revision=folder.name)

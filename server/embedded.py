@@ -26,6 +26,9 @@ GOMP_SPINCOUNT = "3000"
 """How long OpenMP's threads wait actively, unless the environment says otherwise. Only for a moment: with more of them
 than free cores, a forward takes a hundred times as long otherwise (docs/tuning.md). The image sets the same."""
 
+JOB_BOARDS = "audioldm2_jobs_{namespace}_{pid}_*"
+"""The folders in shared memory that the models `jobs` of a server make (`model_repository/jobs/1/job_folder.py`)."""
+
 COULD_NOT_START = "could not start"
 
 # A free port that was picked here may be taken by somebody else before tritonserver listens on it.
@@ -207,6 +210,7 @@ class EmbeddedServer:
             workspace=workspace.root,
             log=workspace.log,
             shared_memory_prefix=prefix,
+            shared_memory_folders=JOB_BOARDS,
             stop_timeout_s=self._stop_timeout_s,
         )
 
