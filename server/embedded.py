@@ -22,9 +22,7 @@ STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
 PROBE_TIMEOUT_S = 2.0
 
-GOMP_SPINCOUNT = "3000"
-"""How long OpenMP's threads wait actively, unless the environment says otherwise. Only for a moment: with more of them
-than free cores, a forward takes a hundred times as long otherwise (docs/tuning.md). The image sets the same."""
+DEFAULT_ENVIRONMENT = Path(__file__).with_name("triton.env")
 
 JOB_BOARDS = "audioldm2_jobs_{namespace}_{pid}_*"
 """The folders in shared memory that the models `jobs` of a server make (`model_repository/jobs/1/job_folder.py`)."""
@@ -305,8 +303,9 @@ def _answers(url: str, path: str) -> bool:
 
 def _environment(installation: Installation, workspace: Workspace) -> dict[str, str]:
     """This process's environment, with the two search paths that tritonserver and its stubs need."""
-    # The pip package of ONNX Runtime reports to its maker unless it is told not to.
-    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": GOMP_SPINCOUNT, **workspace.home(), **os.environ}
+    lines = DEFAULT_ENVIRONMENT.read_text(encoding="utf-8").splitlines()
+    defaults = dict(line.split("=", 1) for line in lines if line[:1] not in ("", "#"))
+    environment = {**defaults, **workspace.home(), **os.environ}
     for name, directories in (
         ("PATH", [workspace.command_directory]),
         ("LD_LIBRARY_PATH", [workspace.plain(directory) for directory in installation.library_directories]),

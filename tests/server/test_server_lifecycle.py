@@ -96,9 +96,10 @@ def test_sigterm_ends_the_runner_without_a_trace(runner):
     assert runner.stderr.read_text() == ""
 
 
-def test_onnx_runtime_does_not_phone_home(runner):
+def test_onnx_runtime_does_not_phone_home_and_openmp_does_not_spin(runner):
     stub = runner.pid_of("triton_python_backend_stub")
     assert b"ORT_DISABLE_TELEMETRY=1\0" in Path(f"/proc/{stub}/environ").read_bytes()
+    assert b"GOMP_SPINCOUNT=3000\0" in Path(f"/proc/{stub}/environ").read_bytes()
     assert [path.name for path in runner.temporary.rglob(".ses")] == [], "its telemetry has opened a session"
 
 
