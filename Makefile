@@ -2,7 +2,7 @@
 
 PYTHON      ?= python3
 ACCELERATOR ?= cpu# cpu or gpu: which ONNX Runtime is installed
-CHECKPOINT  ?= .demo/checkpoint# a folder in diffusers' layout, or a hub id such as cvssp/audioldm2
+CHECKPOINT  ?=# a folder in diffusers' layout, or a hub id such as cvssp/audioldm2; default: what was exported last, else the demo's
 REPOSITORY  ?= model_repository
 PROMPT      ?= a dog barking in the rain
 OUTPUT      ?= .demo/audio.wav
@@ -14,8 +14,12 @@ VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 CHROMIUM  := $(VENV)/chromium/chromium
-# What an exported repository depends on; a change of it means a new export.
-EXPORT_ID  = $(CHECKPOINT) $(shell cat export/*.py | sha256sum | cut -c1-16)
+# What people write goes to the commands through their environment: a quote or a dollar sign in it is only that.
+override CHECKPOINT := $(value CHECKPOINT)
+override REPOSITORY := $(value REPOSITORY)
+override PROMPT     := $(value PROMPT)
+override OUTPUT     := $(value OUTPUT)
+export CHECKPOINT REPOSITORY PROMPT OUTPUT
 
 .PHONY: demo serve export check test bench perf parity lint format lock clean help
 
@@ -23,20 +27,14 @@ help: ## Show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: export ## Generate one WAV file through an embedded Triton (PROMPT, CHECKPOINT, OUTPUT)
-	$(BIN)/python -m server.demo --model-repository "$(REPOSITORY)" --output "$(OUTPUT)" "$(PROMPT)"
+	$(BIN)/python -m server.demo --model-repository="$$REPOSITORY" --output="$$OUTPUT" -- "$$PROMPT"
 
 serve: export ## Run an embedded Triton in the foreground (CHECKPOINT, HTTP_PORT, GRPC_PORT, METRICS_PORT)
-	exec $(BIN)/python -m server --model-repository "$(REPOSITORY)" \
+	exec $(BIN)/python -m server --model-repository="$$REPOSITORY" \
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
-export: $(INSTALLED) $(if $(filter .demo/checkpoint,$(CHECKPOINT)),.demo/checkpoint/model_index.json)
-	@if [ "$$(cat "$(REPOSITORY)/.exported" 2>/dev/null)" != "$(EXPORT_ID)" ]; then \
-		$(BIN)/python -m export --checkpoint "$(CHECKPOINT)" --output "$(REPOSITORY)" \
-		&& echo "$(EXPORT_ID)" > "$(REPOSITORY)/.exported"; \
-	fi
-
-.demo/checkpoint/model_index.json: $(INSTALLED) export/demo.py export/demo_text.py export/demo_unet.py
-	$(BIN)/python -m export.demo --output .demo/checkpoint
+export: $(INSTALLED) ## Export CHECKPOINT, unless it was exported last
+	@$(BIN)/python -m export.provide --output="$$REPOSITORY" --checkpoint="$$CHECKPOINT"
 
 # No server, no export of a whole checkpoint, nothing that takes seconds; two processes, each with one thread.
 check: lint ## Check style, types and what can be tested in a minute
@@ -82,17 +80,17 @@ format: $(INSTALLED) ## Rewrite the code in the project's style
 	$(BIN)/ruff format
 
 lock: $(INSTALLED) ## Write the versions of all installed packages to requirements/constraints.txt
-	$(BIN)/pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools \
+	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools \
 		| sed 's/+cpu$$//' | grep -viE '^(nvidia-cu|cuda|triton=|onnxruntime)' > requirements/constraints.txt
 
 clean: ## Remove everything that was made here
 	rm -rf $(VENV) .demo .test
-	git clean -fdXq $(REPOSITORY)
+	git clean -fdXq -- "$$REPOSITORY"
 
 $(INSTALLED): requirements/*.txt client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)) and "Python 3.11 or 3.12 is needed, and $(PYTHON) is %d.%d: run make with PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements/$(ACCELERATOR).txt -r requirements/dev.txt -c requirements/constraints.txt -e ./client
 	@rm -f $(VENV)/.installed-* && touch $@
 

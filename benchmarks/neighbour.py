@@ -1,6 +1,6 @@
 """What waiting threads cost: one request alone, and beside a process that keeps a core busy.
 
-`python -m benchmarks.neighbour`; three minutes. It decides the default of GOMP_SPINCOUNT in `server/embedded.py`: how
+`python -m benchmarks.neighbour`; three minutes. It decides the default of GOMP_SPINCOUNT in `server/triton.env`: how
 long OpenMP's threads wait actively for their next work.
 """
 

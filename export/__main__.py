@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
+from export.exported import read_record
 from export.model_names import ENSEMBLE, ONNX_STAGES, PRECISION_NAMES, STAGES, ModelNames
-from export.output_folder import check_output, exported_checkpoint
+from export.output_folder import check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,9 +69,9 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace) -> None:
     names = ModelNames(options.name)
     check_output(options.output, names)
-    checkpoint = Checkpoint.find(options.checkpoint)
-    before = exported_checkpoint(options.output, names)
-    if before not in (None, checkpoint.name):
+    checkpoint = Checkpoint.find(options.checkpoint, say=print)
+    before = read_record(options.output, names)
+    if before and before.checkpoint != checkpoint.name:
         print(
             f"export: {options.output} holds {names.ensemble} of {before}: that of {checkpoint.name} replaces it once "
             f"every stage is verified.",

@@ -1,5 +1,6 @@
 """Reads an AudioLDM 2 checkpoint in the layout of diffusers, one component at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from export.checkpoint_files import (
 from export.checkpoint_schemas import COMPONENT_CLASSES, CONFIG_FILES, MODEL_INDEX, MODELS, SCHEMAS
 from export.checkpoint_sizes import check_sizes
 from export.config_rules import check, integer, only
+from export.download_notice import announce_download
 from export.errors import CheckpointError
 
 __all__ = ["COMPONENT_CLASSES", "MODEL_INDEX", "Checkpoint", "CheckpointError"]
@@ -48,8 +50,12 @@ class Checkpoint:
         return self.hub_id or str(self.folder.resolve())
 
     @classmethod
-    def find(cls, name: str) -> "Checkpoint":
+    def find(cls, name: str, say: Callable[[str], object] = lambda _: None) -> "Checkpoint":
         """Open the folder `name`, or download the hub's repository of that name.
+
+        Args:
+            name: A folder or a hub id.
+            say: Called with a sentence about size and licence before a download.
 
         Raises:
             CheckpointError: Neither exists, or it isn't an AudioLDM 2 checkpoint.
@@ -62,7 +68,7 @@ class Checkpoint:
             if not folder.is_dir():
                 if name.startswith((".", "/", "~")) or name.count("/") > 1:
                     raise CheckpointError(f"--checkpoint {name}: the folder {folder} does not exist.")
-                checkpoint = cls(_download(name), hub_id=name)
+                checkpoint = cls(_download(name, say), hub_id=name)
             checkpoint.check()
             return checkpoint
 
@@ -191,7 +197,7 @@ def _expanded(name: str) -> Path:
         raise CheckpointError(f"--checkpoint {name}: {error}.") from error
 
 
-def _download(name: str) -> Path:
+def _download(name: str, say: Callable[[str], object]) -> Path:
     """Download what a checkpoint consists of; no code, and of each model's weights one form only.
 
     `DiffusionPipeline.download` isn't for us: where model_index.json names a community pipeline, it fetches and runs
@@ -202,6 +208,7 @@ def _download(name: str) -> Path:
     checkpoint = Checkpoint(folder)
     checkpoint.check_configs()
     forms = {component: weights_patterns(component, library) for component, library in MODELS.items()}
+    announce_download(name, [[file for form in patterns for file in form] for patterns in forms.values()], say)
     while forms:
         best = {component: patterns.pop(0) for component, patterns in forms.items()}
         _snapshot(name, [pattern for patterns in best.values() for pattern in patterns], revision=folder.name)

@@ -1,7 +1,6 @@
 """The model repository that an export fills: looked at beforehand, and changed all at once or not at all."""
 
 import contextlib
-import json
 import os
 import shutil
 import tempfile
@@ -12,8 +11,6 @@ from export.errors import OutputError
 from export.model_names import STAGES, ModelNames
 
 VERSION = "1"
-RECORD = Path("tokenizer") / VERSION / "checkpoint.json"
-"""Which checkpoint a repository was exported from, in the folder of the stage that describes the checkpoint."""
 
 
 def check_output(output: Path, names: ModelNames) -> None:
@@ -28,19 +25,6 @@ def check_output(output: Path, names: ModelNames) -> None:
                 f"--output {output}: this user can't write into {nearest}. Choose another folder, or change the "
                 f"permissions of this one."
             )
-
-
-def exported_checkpoint(output: Path, names: ModelNames) -> str | None:
-    """Return which checkpoint `output` was exported from, None where nothing was exported yet.
-
-    An export of before this was recorded is from "another checkpoint".
-    """
-    model, *place = RECORD.parts
-    try:
-        return str(json.loads(output.joinpath(names.of(model), *place).read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, LookupError, TypeError):
-        weights = output / names.of("unet") / VERSION / "unet"
-        return "another checkpoint" if weights.exists() else None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Fills a Triton model repository from a checkpoint, all of it or nothing."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -9,10 +8,11 @@ from pathlib import Path
 
 from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
+from export.exported import write_record
 from export.gpt2 import gpt2_stage
 from export.model_names import CACHED_ENSEMBLE, ENSEMBLE, JOBS, STAGES, ModelNames
 from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage, in_fp16
-from export.output_folder import RECORD, VERSION, check_output, install, staging_folder
+from export.output_folder import VERSION, check_output, install, staging_folder
 from export.pytorch_files import write_postprocess_files, write_tokenizer_files, write_unet_files
 from export.text_encoder import text_encoder_stage
 from export.vae import vae_stage
@@ -88,7 +88,7 @@ def export_checkpoint(
             folder = staging / names.of(stage) / VERSION
             error = _export_stage(checkpoint, stage, folder, precision, fp16=stage in fp16_stages)
             on_done(stage, StageResult(error, time.monotonic() - started))
-        _write_record(checkpoint, staging, names)
+        write_record(staging, names, checkpoint.name)
         if output.resolve() != COMMITTED_REPOSITORY or names.ensemble != ENSEMBLE:
             _copy_committed_files(staging, names)
         # A smaller model than the one before may have no external data.
@@ -101,13 +101,6 @@ def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: st
         return FILE_STAGES[name](checkpoint, folder, precision)
     stage = ONNX_STAGES[name](checkpoint)
     return export_stage(in_fp16(stage) if fp16 else stage, folder)
-
-
-def _write_record(checkpoint: Checkpoint, staging: Path, names: ModelNames) -> None:
-    model, *place = RECORD.parts
-    record = staging.joinpath(names.of(model), *place)
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({"checkpoint": checkpoint.name}, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_committed_files(staging: Path, names: ModelNames) -> None:

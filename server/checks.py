@@ -131,8 +131,15 @@ def check_model_repository(directory: Path) -> None:
     """Check that each model of a repository has its configuration, a version and its weights.
 
     Raises:
-        ServerError: Something is missing; the sentence names it and the command that makes it.
+        ServerError: Something is missing, and the sentence names it and the command that makes it; or can't be read.
     """
+    try:
+        _check_models(directory)
+    except OSError as error:
+        raise ServerError(_unreadable(directory, error.filename or directory, error.strerror or str(error))) from error
+
+
+def _check_models(directory: Path) -> None:
     if not directory.is_dir():
         raise ServerError(f"There is no model repository at {directory}: run `{_EXPORT_COMMAND} {directory}`.")
     models = sorted(entry for entry in directory.iterdir() if entry.is_dir())
@@ -145,6 +152,22 @@ def check_model_repository(directory: Path) -> None:
             f"The model repository {directory} is incomplete: {_and(str(f.relative_to(directory)) for f in missing)} "
             f"{verb} missing; run `{_EXPORT_COMMAND} {directory}`."
         )
+    for model in models:
+        for folder, _, names in os.walk(model, onerror=_raise):
+            for file in names:
+                if not os.access(path := Path(folder, file), os.R_OK):
+                    raise ServerError(_unreadable(directory, path, os.strerror(errno.EACCES)))
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _unreadable(directory: Path, path: str | Path, reason: str) -> str:
+    return (
+        f"The model repository {directory} can't be read ({reason}: {path}): give this user (id {os.geteuid()}) the "
+        f"right to read it."
+    )
 
 
 def _missing_files(model: Path) -> list[Path]:

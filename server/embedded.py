@@ -14,13 +14,18 @@ from server.checks import Listener, check_model_repository, check_platform, choo
 from server.errors import ServerError
 from server.installation import Installation, find_installation
 from server.process import SupervisedProcess
-from server.triton_log import failure_reasons, tail, without_gpu_complaints
-from server.workspace import Workspace, create_workspace
+from server.triton_log import failure_reasons, model_process_failure, tail, without_gpu_complaints
+from server.workspace import Workspace, create_workspace, readable
 
 READY_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 30.0
 POLL_S = 0.05
 PROBE_TIMEOUT_S = 2.0
+
+DEFAULT_ENVIRONMENT = Path(__file__).with_name("triton.env")
+
+JOB_BOARDS = "audioldm2_jobs_{namespace}_{pid}_*"
+"""The folders in shared memory that the models `jobs` of a server make (`model_repository/jobs/1/job_folder.py`)."""
 
 COULD_NOT_START = "could not start"
 
@@ -74,6 +79,7 @@ class EmbeddedServer:
         self._extra_arguments = tuple(extra_arguments)
         self._on_log = on_log
         self._process: SupervisedProcess | None = None
+        self._links: dict[Path, Path] = {}
         self._listeners: tuple[Listener, ...] = ()
         self._final_log = ""
         self._stop_requests = 0
@@ -160,7 +166,7 @@ class EmbeddedServer:
 
     def log_text(self) -> str:
         """All that tritonserver and its Python models have logged; after the end, all that they had."""
-        return self._process.log_text() if self._process is not None else self._final_log
+        return self._log_of(self._process) if self._process is not None else self._final_log
 
     def _start_once(self, installation: Installation) -> None:
         self._listeners = self._choose_listeners()
@@ -193,13 +199,16 @@ class EmbeddedServer:
 
     def _spawn_in(self, workspace: Workspace, installation: Installation) -> SupervisedProcess:
         prefix = f"embedded_triton_{os.getpid()}_{secrets.token_hex(4)}_"
+        command = self._command(installation, workspace, prefix)
+        self._links = workspace.links
         return SupervisedProcess(
-            self._command(installation, workspace, prefix),
+            command,
             environment=_environment(installation, workspace),
             current_directory=workspace.current_directory,
             workspace=workspace.root,
             log=workspace.log,
             shared_memory_prefix=prefix,
+            shared_memory_folders=JOB_BOARDS,
             stop_timeout_s=self._stop_timeout_s,
         )
 
@@ -207,9 +216,9 @@ class EmbeddedServer:
         http, grpc, metrics = self._listeners
         return [
             str(installation.tritonserver),
-            f"--model-repository={self._model_repository}",
+            f"--model-repository={workspace.plain(self._model_repository)}",
             f"--backend-directory={workspace.backends}",
-            f"--cache-directory={installation.cache_directory}",
+            f"--cache-directory={workspace.plain(installation.cache_directory)}",
             f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
             f"--http-address={http.address}",
             f"--http-port={http.port}",
@@ -228,13 +237,15 @@ class EmbeddedServer:
         deadline = time.monotonic() + self._ready_timeout_s
         while not self._is_ready():
             self._check_alive(process, COULD_NOT_START)
+            if failure := model_process_failure(self._log_of(process)):
+                raise ServerError(failure, tail(self._log_of(process)))
             if self.stop_requested:
                 raise ServerError("The server was stopped before it was ready.")
             if time.monotonic() >= deadline:
                 raise ServerError(
                     f"The models were not ready in {self._ready_timeout_s:g} s: see the log, or allow more with "
                     f"--ready-timeout-s.",
-                    tail(process.log_text()),
+                    tail(self._log_of(process)),
                 )
             time.sleep(POLL_S)
         self._check_alive(process, COULD_NOT_START)
@@ -248,18 +259,21 @@ class EmbeddedServer:
 
     def _check_alive(self, process: SupervisedProcess, what_happened: str) -> None:
         if self._on_log is not None and (lines := without_gpu_complaints(process.new_log_lines())):
-            self._on_log(lines)
+            self._on_log(readable(lines, self._links))
         status = process.exit_status()
         if status is not None:
-            log = process.log_text()
+            log = self._log_of(process)
             raise ServerError(_death_sentence(log, status, what_happened), tail(log))
 
     def _abandon(self) -> None:
         """Kill what still runs and let the supervisor clean up."""
         if self._process is not None:
             process, self._process = self._process, None
-            self._final_log = process.log_text()
+            self._final_log = self._log_of(process)
             process.close()
+
+    def _log_of(self, process: SupervisedProcess) -> str:
+        return readable(process.log_text(), self._links)
 
     def _running(self) -> SupervisedProcess:
         if self._process is None:
@@ -289,13 +303,12 @@ def _answers(url: str, path: str) -> bool:
 
 def _environment(installation: Installation, workspace: Workspace) -> dict[str, str]:
     """This process's environment, with the two search paths that tritonserver and its stubs need."""
-    # The pip package of ONNX Runtime reports to its maker unless it is told not to.
-    # OpenMP's threads wait actively only for a moment: with more of them than free cores, a forward takes a hundred
-    # times as long otherwise (docs/tuning.md).
-    environment = {"ORT_DISABLE_TELEMETRY": "1", "GOMP_SPINCOUNT": "3000", **os.environ}
+    lines = DEFAULT_ENVIRONMENT.read_text(encoding="utf-8").splitlines()
+    defaults = dict(line.split("=", 1) for line in lines if line[:1] not in ("", "#"))
+    environment = {**defaults, **workspace.home(), **os.environ}
     for name, directories in (
-        ("PATH", (workspace.command_directory,)),
-        ("LD_LIBRARY_PATH", installation.library_directories),
+        ("PATH", [workspace.command_directory]),
+        ("LD_LIBRARY_PATH", [workspace.plain(directory) for directory in installation.library_directories]),
     ):
         inherited = [environment[name]] if environment.get(name) else []
         environment[name] = os.pathsep.join([*(str(directory) for directory in directories), *inherited])

@@ -36,6 +36,7 @@ class SupervisedProcess:
         workspace: Path,
         log: Path,
         shared_memory_prefix: str,
+        shared_memory_folders: str,
         stop_timeout_s: float,
     ) -> None:
         self._stop_timeout_s = stop_timeout_s + KILL_MARGIN_S
@@ -43,12 +44,13 @@ class SupervisedProcess:
         self._log = log.open("rb")
         self._log_offset = 0
         self._workspace = workspace
-        self._shared_memory_prefix = shared_memory_prefix
+        self._shared_memory_prefix, self._shared_memory_folders = shared_memory_prefix, shared_memory_folders
         self._supervisor = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", str(SUPERVISOR)),
                 *("--workspace", str(workspace), "--log", str(log)),
                 *("--shared-memory-prefix", shared_memory_prefix),
+                *("--shared-memory-folders", shared_memory_folders),
                 *("--stop-timeout-s", str(self._stop_timeout_s), "--", *command),
             ],
             stdin=subprocess.PIPE,
@@ -105,7 +107,7 @@ class SupervisedProcess:
         with contextlib.suppress(ProcessLookupError):
             if self.pid:
                 os.killpg(self.pid, signal.SIGKILL)
-        remove_shared_memory(self._shared_memory_prefix, self.pid)
+        remove_shared_memory(self._shared_memory_prefix, self._shared_memory_folders, self.pid)
         shutil.rmtree(self._workspace, ignore_errors=True)
 
     def log_text(self) -> str:

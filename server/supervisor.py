@@ -52,7 +52,7 @@ class Supervisor:
         self.pid = self._child.pid
 
     def run(self) -> int:
-        """Wait for tritonserver's end, obeying orders meanwhile.
+        """Obey orders until tritonserver ends.
 
         Returns:
             Its exit status, or minus the number of the signal that ended it.
@@ -100,13 +100,21 @@ class Supervisor:
             os.killpg(self.pid, number)
 
 
-def remove_shared_memory(prefix: str, server_pid: int) -> None:
-    """Remove the shared memory regions whose names start with `prefix`, and the job boards of a server that is dead."""
+def remove_shared_memory(prefix: str, folder_pattern: str, server_pid: int) -> None:
+    """Remove what a server that is dead has left in shared memory.
+
+    Args:
+        prefix: Of the names of the regions that Triton has made.
+        folder_pattern: Of the names of the folders that its models have made; `{namespace}` and `{pid}` stand for the
+            namespace of process ids and the server's id. Empty for none.
+        server_pid: The server's process id.
+    """
     for region in SHARED_MEMORY.glob(f"{prefix}*"):
         region.unlink(missing_ok=True)
-    namespace = Path("/proc/self/ns/pid").stat().st_ino
-    for board in SHARED_MEMORY.glob(f"audioldm2_jobs_{namespace}_{server_pid}_*"):  # model_repository/jobs
-        shutil.rmtree(board, ignore_errors=True)
+    namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    pattern = folder_pattern.replace("{namespace}", namespace).replace("{pid}", str(server_pid))
+    for folder in SHARED_MEMORY.glob(pattern) if server_pid and pattern else ():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _die_with_parent() -> None:
@@ -136,6 +144,7 @@ def main() -> None:
     parser.add_argument("--workspace", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--shared-memory-prefix", required=True)
+    parser.add_argument("--shared-memory-folders", required=True)
     parser.add_argument("--stop-timeout-s", type=float, required=True)
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -146,7 +155,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, supervisor.stop)
         _report(f"started {supervisor.pid}")
         status = supervisor.run()
-        remove_shared_memory(options.shared_memory_prefix, supervisor.pid)
+        remove_shared_memory(options.shared_memory_prefix, options.shared_memory_folders, supervisor.pid)
         _report(f"ended {status}")
         supervisor.wait_for_runner()
     finally:

@@ -21,6 +21,11 @@ _MODEL_FAILURES = re.compile(
     re.MULTILINE,
 )
 _REPOSITORY_FAILURES = re.compile(_ERROR.format(source=r"model_repository_manager", message="(.*)"), re.MULTILINE)
+# What the shell or the loader says in the place of the process that hosts a Python model.
+_MODEL_PROCESS_FAILURES = re.compile(
+    r"^(?:bash: line \d+: )?(.*/triton_python_backend_stub: .+)$|^(?:bash: line \d+: )(.+)$|^  what\(\):  (.+)$",
+    re.MULTILINE,
+)
 _CONSEQUENCE = re.compile(r"which has no loaded version|contains models that are not available")
 _OTHER_FAILURES = re.compile(
     r"""^\[libprotobuf\ ERROR\ [^\]]*\]\ (?P<config>.*)$
@@ -44,6 +49,12 @@ def failure_reasons(log: str) -> list[str]:
     reasons += [_sentence(m) for m in repository if m not in consequences and not m.startswith("failed to load ")]
     reasons += [_sentence(match[match.lastgroup or 0].strip()) for match in _OTHER_FAILURES.finditer(log)]
     return reasons or [_sentence(message) for message in consequences]
+
+
+def model_process_failure(log: str) -> str:
+    """Return a sentence about a Python model whose process could not start, for which Triton would wait for ever."""
+    match = _MODEL_PROCESS_FAILURES.search(log)
+    return f"A Python model's process could not start: {_sentence(match[match.lastindex or 0])}" if match else ""
 
 
 def tail(log: str, lines: int = TAIL_LINES) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,6 +10,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests use checkpoints made here
 # Several processes with a thread for each core wait for work: not by spinning, which starves the others.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime's pip package reports to its maker otherwise
+# Under nohup and in the background of a script SIGINT is ignored, in all children too: no test could press Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import tritonclient.grpc

@@ -160,22 +160,25 @@ def _refusal(call: Call, inputs: Any) -> str:
     return str(caught.value)
 
 
-def _one_line_of_ours(pattern: str) -> re.Pattern:
-    """The whole text of an error: the ensemble's name, and the sentence that starts as `pattern` says."""
-    return re.compile(rf"in ensemble 'audioldm2', (\[request id: \S+\] )?\[INVALID_ARG\] ({pattern}).*")
+def _check_refusal(message: str, pattern: str, bad: dict[str, list[Any]]) -> None:
+    """Assert that the whole text is the ensemble's name and the sentence that starts as `pattern` says.
+
+    Newer servers than the bundled one refuse an empty list by themselves; what they say names the input.
+    """
+    ours = rf"in ensemble 'audioldm2', (\[request id: \S+\] )?\[INVALID_ARG\] ({pattern}).*"
+    tritons = [re.escape(f"'{name}'") for name, values in bad.items() if not values]
+    assert re.fullmatch(ours, message) or any(re.search(name, message) for name in tritons), message
 
 
 @pytest.mark.parametrize(("bad", "pattern"), [*BAD_VALUES.values(), *NOT_UTF_8.values()], ids=[*BAD_VALUES, *NOT_UTF_8])
 def test_a_bad_value_is_refused_and_the_next_good_request_works(call_tensors, bad, pattern):
-    message = _refusal(call_tensors, _tensors(GOOD | bad))
-    assert _one_line_of_ours(pattern).fullmatch(message), message
+    _check_refusal(_refusal(call_tensors, _tensors(GOOD | bad)), pattern, bad)
     assert call_tensors(_tensors(GOOD)).shape == (1, NUM_SAMPLES)
 
 
 @pytest.mark.parametrize(("bad", "pattern"), BAD_VALUES.values(), ids=BAD_VALUES)
 def test_generate_refuses_a_bad_value_and_the_next_good_request_works(generate, bad, pattern):
-    message = _refusal(generate, GOOD | bad)
-    assert _one_line_of_ours(pattern).fullmatch(message), message
+    _check_refusal(_refusal(generate, GOOD | bad), pattern, bad)
     assert generate(GOOD).shape == (1, NUM_SAMPLES)
 
 
@@ -232,8 +235,9 @@ def test_generate_refuses_bytes_that_are_not_utf_8(triton, generate):
 
 def test_a_request_without_a_prompt_is_refused(call_tensors, generate):
     for inputs in ({}, {"seed": [7]}, {"num_inference_steps": [1], "audio_length_in_s": [0.04]}):
-        assert _refusal(call_tensors, _tensors(inputs))
-        assert _refusal(generate, inputs)
+        for message in (_refusal(call_tensors, _tensors(inputs)), _refusal(generate, inputs)):
+            _check_refusal(message, "prompt is missing: describe the sound in it.", {})
+    assert "prompt is missing" in _refusal(generate, {"text": "a misspelt name", "seed": 7})
     assert call_tensors(_tensors(GOOD)).shape == (1, NUM_SAMPLES)
 
 

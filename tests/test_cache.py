@@ -86,12 +86,16 @@ def test_without_a_seed_every_answer_is_another(cached):
         )
 
 
-def test_the_cached_model_asks_for_a_seed(cached):
-    with (
-        AudioLDM2Client(cached.grpc_url, model_name="audioldm2_cached") as client,
-        pytest.raises(InvalidRequestError, match=r"expected .* inputs|seed"),
-    ):
-        client.generate("a dog")
+def test_the_cached_model_draws_a_seed_once(cached, hits):
+    unseeded = {name: value for name, value in TEXT.items() if name != "seed"}
+    with AudioLDM2Client(cached.grpc_url, model_name="audioldm2_cached") as client:
+        first, before = client.generate("a drum", **unseeded), hits("audioldm2_cached")
+        again = client.generate("a drum", **unseeded)
+        assert hits("audioldm2_cached") == before + 1
+        with_its_seed = client.generate("a drum", **unseeded, seed=first.seed)
+    assert again.seed == first.seed
+    np.testing.assert_array_equal(again.audio, first.audio)
+    np.testing.assert_allclose(with_its_seed.audio, first.audio, atol=1e-5)
 
 
 def test_a_failure_is_not_kept(cached, hits):

@@ -37,6 +37,12 @@ def test_response_becomes_the_result():
     assert (parsed.sampling_rate, parsed.seed, parsed.prompts) == (16000, 2**40, ("x",))
 
 
+def test_waveforms_that_were_not_ranked_have_the_score_nan():
+    tensors = outputs() | {"clap_score": np.array([-2, -1], np.float32)}
+    np.testing.assert_array_equal(parse_response(tensors.get, REQUEST).clap_scores, [np.nan, -1])
+    assert tensors["clap_score"][0] == -2, "what arrived was changed"
+
+
 def test_audio_is_the_callers_own_and_writable():
     tensors = outputs()
     tensors["audio"].flags.writeable = False

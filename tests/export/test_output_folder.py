@@ -1,7 +1,6 @@
 """Where an export writes: all of it or nothing, as any user, in any folder; over another checkpoint it says so."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -15,8 +14,9 @@ import pytest
 from export import __main__ as command
 from export import repository
 from export.errors import OutputError
+from export.exported import Exported, code_digest, read_record
 from export.model_names import FILE_STAGES, ONNX_STAGES, STAGES, ModelNames
-from export.output_folder import check_output, exported_checkpoint, install
+from export.output_folder import check_output, install
 from tests.helpers.tiny_checkpoint import copy_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -164,16 +164,8 @@ def test_an_export_over_another_checkpoint_says_so(demo_checkpoint, tmp_path, ca
             "verified."
         ],
     ]
-    assert exported_checkpoint(output, NAMES) == str(other)
-    assert exported_checkpoint(output, ModelNames("second")) is None
-
-
-def test_an_export_from_before_the_record_is_another_checkpoint(tmp_path):
-    assert exported_checkpoint(write(tmp_path, OLD), NAMES) == "another checkpoint"
-    write(tmp_path, {"tokenizer/1/checkpoint.json": "[]"})
-    assert exported_checkpoint(tmp_path, NAMES) == "another checkpoint"
-    write(tmp_path, {"tokenizer/1/checkpoint.json": json.dumps({"checkpoint": "cvssp/audioldm2"})})
-    assert exported_checkpoint(tmp_path, NAMES) == "cvssp/audioldm2"
+    assert read_record(output, NAMES) == Exported(str(other), code_digest())
+    assert read_record(output, ModelNames("second")) is None
 
 
 def test_an_output_that_is_a_file_is_refused(tmp_path):

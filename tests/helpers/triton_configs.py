@@ -1,5 +1,6 @@
-"""Reads the committed `config.pbtxt` files as Triton does."""
+"""Reads the committed `config.pbtxt` files as Triton does, and its answers as a browser does."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ def read_parameters(model: str) -> dict[str, str]:
     parameters = {name: value.string_value for name, value in sorted(read_configs()[model].parameters.items())}
     del parameters["jobs_model"]
     return parameters
+
+
+def load_json(text: bytes) -> Any:
+    """Parse JSON as its standard has it, without NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def signature(tensors: Iterable[Any], max_batch_size: int = 0) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -34,8 +34,17 @@ def test_the_public_tensors_are_those_of_the_contract():
     assert ENSEMBLE.max_batch_size == 0
 
 
-def test_only_the_prompt_is_required():
-    assert [tensor.name for tensor in ENSEMBLE.input if not tensor.optional] == ["prompt"]
+def test_every_input_may_be_missing_so_that_the_tokenizer_is_asked():
+    # Where one that is required is missing and another is there, Triton ends in an "unexpected deadlock".
+    for ensemble in (ENSEMBLE, CONFIGS["audioldm2_cached"]):
+        assert [tensor.name for tensor in ensemble.input if not tensor.optional] == []
+
+
+def test_the_last_step_gives_all_outputs():
+    # Triton leaves out the steps that don't lead to the outputs asked for, and then ends in an "unexpected deadlock".
+    for ensemble in (ENSEMBLE, CONFIGS["audioldm2_cached"]):
+        last = ensemble.ensemble_scheduling.step[-1]
+        assert set(last.output_map.values()) == {tensor.name for tensor in ensemble.output}
 
 
 def test_every_edge_of_the_ensemble_has_one_type_and_shape_at_both_ends():
@@ -52,17 +61,16 @@ def test_every_edge_of_the_ensemble_has_one_type_and_shape_at_both_ends():
     assert {edge: ends for edge, ends in edges.items() if len(ends) != 1} == {}
 
 
-def test_the_cached_ensemble_is_the_other_one_with_a_seed():
+def test_the_cached_ensemble_is_the_other_one():
     cached = CONFIGS["audioldm2_cached"]
     assert signature(cached.input) == signature(ENSEMBLE.input)
     assert signature(cached.output) == signature(ENSEMBLE.output)
-    assert {tensor.name for tensor in cached.input if not tensor.optional} == {"prompt", "seed"}
     (step,) = cached.ensemble_scheduling.step
     assert dict(step.input_map) == {tensor.name: tensor.name for tensor in ENSEMBLE.input}
     assert dict(step.output_map) == {tensor.name: tensor.name for tensor in ENSEMBLE.output}
 
 
-def test_only_text_and_seeded_answers_are_cached():
+def test_only_texts_and_the_answers_of_the_cached_ensemble_are_cached():
     cached = {name for name, config in CONFIGS.items() if config.response_cache.enable}
     assert cached == {"text_encoder", "gpt2", "audioldm2_cached"}
 

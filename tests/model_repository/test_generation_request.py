@@ -38,6 +38,12 @@ def parse(prompt=b"a dog", **inputs) -> GenerationRequest:
     )
 
 
+def test_a_missing_prompt_is_refused_whatever_else_is_there():
+    for inputs in ({}, {"seed": np.array([7])}):
+        with pytest.raises(InvalidInputError, match=r"\[INVALID_ARG\] prompt is missing: describe the sound in it\."):
+            parse_request(inputs, GEOMETRY, SCHEDULERS, LIMITS)
+
+
 def test_defaults_are_those_of_the_contract():
     request = parse()
     assert request.prompts == ("a dog",)

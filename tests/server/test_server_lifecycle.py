@@ -44,9 +44,7 @@ class Runner:
 
     def pid_of(self, name: str) -> int:
         """Process id of the one process of ours that runs a program of that name."""
-        [pid] = [
-            pid for pid, command in tiny.processes_of(self.repository).items() if Path(command.split()[0]).name == name
-        ]
+        [pid] = [pid for pid in tiny.processes_of(self.repository) if program_of(pid) == name]
         return pid
 
     def supervisor_pid(self) -> int:
@@ -98,9 +96,10 @@ def test_sigterm_ends_the_runner_without_a_trace(runner):
     assert runner.stderr.read_text() == ""
 
 
-def test_onnx_runtime_does_not_phone_home(runner):
+def test_onnx_runtime_does_not_phone_home_and_openmp_does_not_spin(runner):
     stub = runner.pid_of("triton_python_backend_stub")
     assert b"ORT_DISABLE_TELEMETRY=1\0" in Path(f"/proc/{stub}/environ").read_bytes()
+    assert b"GOMP_SPINCOUNT=3000\0" in Path(f"/proc/{stub}/environ").read_bytes()
     assert [path.name for path in runner.temporary.rglob(".ses")] == [], "its telemetry has opened a session"
 
 
@@ -240,6 +239,14 @@ def test_the_response_cache_is_found(tmp_path):
     with EmbeddedServer(tmp_path, ready_timeout_s=60, stop_timeout_s=5, extra_arguments=arguments) as server:
         assert "successfully loaded 'double'" in server.log_text()
     assert find_installation().cache_directory.is_dir()
+
+
+def program_of(pid: int) -> str:
+    """Name of the program that a process runs; empty where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/exe").readlink().name
+    except OSError:
+        return ""
 
 
 def is_running(pid: int) -> bool:

@@ -1,7 +1,7 @@
 """A running embedded server answers as Triton with its native ONNX Runtime backend would."""
 
+import os
 import socket
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,15 +18,14 @@ pytestmark = pytest.mark.server
 
 WHEREABOUTS = """
 import os
-import sys
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 
 class TritonPythonModel:
     def execute(self, requests):
-        facts = [sys.prefix, os.getcwd(), str(len(os.listdir()))]
-        tensor = pb_utils.Tensor("y", np.array([fact.encode() for fact in facts], dtype=object))
+        facts = [os.path.realpath(np.__file__), os.getcwd(), str(len(os.listdir()))]
+        tensor = pb_utils.Tensor("y", np.array([os.fsencode(fact) for fact in facts], dtype=object))
         return [pb_utils.InferenceResponse([tensor]) for _ in requests]
 """
 WHEREABOUTS_CONFIG = """input { name: "x" data_type: TYPE_FP32 dims: [ 1 ] }
@@ -137,8 +136,8 @@ def test_strings_and_scalars_pass_through_a_graph(grpc):
 
 def test_a_python_model_sees_this_environments_packages_from_an_empty_folder(grpc):
     answer = grpc.infer("whereabouts", [tensor(tritonclient.grpc, "x", np.zeros(1, dtype=np.float32))])
-    prefix, folder, entries = answer.as_numpy("y").tolist()
-    assert prefix.decode() == sys.prefix
+    numpy, folder, entries = answer.as_numpy("y").tolist()
+    assert Path(os.fsdecode(numpy)) == Path(np.__file__).resolve()
     assert Path(folder.decode()) != Path.cwd()
     assert entries == b"0"
 

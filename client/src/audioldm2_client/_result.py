@@ -17,6 +17,9 @@ GetTensor = Callable[[str], "npt.NDArray[Any] | None"]
 """`InferResult.as_numpy`: the output of that name, None where the response has none."""
 
 
+_NOT_RANKED = -2.0
+
+
 @dataclass(frozen=True, eq=False)
 class GenerationResult:
     """The result of a generation.
@@ -79,6 +82,13 @@ def read_output(get_tensor: GetTensor, request: InferenceRequest, name: str, ran
     return tensor
 
 
+def _read_scores(get_tensor: GetTensor, request: InferenceRequest) -> npt.NDArray[np.float32]:
+    """Return the scores with NaN where there was nothing to rank: the contract's -2, as JSON has no NaN."""
+    scores = read_output(get_tensor, request, "clap_score", 1).astype(np.float32)
+    scores[scores == _NOT_RANKED] = np.nan
+    return scores
+
+
 def parse_response(get_tensor: GetTensor, request: InferenceRequest) -> GenerationResult:
     """Check and copy the outputs.
 
@@ -90,7 +100,7 @@ def parse_response(get_tensor: GetTensor, request: InferenceRequest) -> Generati
         audio=read_output(get_tensor, request, "audio", 2).astype(np.float32),
         sampling_rate=int(read_output(get_tensor, request, "sampling_rate", 1)[0]),
         seed=int(read_output(get_tensor, request, "used_seed", 1)[0]),
-        clap_scores=read_output(get_tensor, request, "clap_score", 1).astype(np.float32),
+        clap_scores=_read_scores(get_tensor, request),
         prompts=request.prompts,
         truncated_tokens=read_output(get_tensor, request, "truncated_tokens", 1).astype(np.int32),
     )

@@ -26,11 +26,13 @@ class TritonPythonModel:
         num_waveforms_per_prompt: INT32 [1]; 1 means that nothing is ranked.
         clap_text_embeds: FP32 [rows, CLAP width]; the last rows are the prompts.
         seed: INT64 [1].
+        truncated_tokens: INT32 [prompts].
         job_ticket: INT64 [1], optional, of the request's entry on the job board; 0 for none.
 
-    Outputs:
+    Outputs, none of them with a NaN or an infinity, which JSON doesn't have:
         audio: FP32 [waveforms, num_samples], for each prompt best first.
-        clap_score: FP32 [waveforms], cosine similarity of text and audio; NaN where nothing is ranked.
+        sampling_rate, used_seed, truncated_tokens: as they came in.
+        clap_score: FP32 [waveforms], cosine similarity of text and audio; -2 where nothing is ranked.
     """
 
     def initialize(self, args: dict[str, str]) -> None:
@@ -50,16 +52,16 @@ class TritonPythonModel:
             if entry.is_cancelled():
                 entry.end("cancelled")
                 return _cancelled()
-            response = self._rank(request, inputs)
+            response = self._finish(request, inputs)
             entry.end("failed" if response.has_error() else "done")
             return response
 
-    def _rank(self, request: pb_utils.InferenceRequest, inputs: dict[str, np.ndarray]) -> pb_utils.InferenceResponse:
+    def _finish(self, request: pb_utils.InferenceRequest, inputs: dict[str, np.ndarray]) -> pb_utils.InferenceResponse:
         audio = cut(inputs["waveform"], int(inputs["num_samples"][0]))
+        scores = no_scores(len(audio))
         num_waveforms_per_prompt = int(inputs["num_waveforms_per_prompt"][0])
         if not np.isfinite(audio).all():
-            return _not_finite()
-        scores = no_scores(len(audio))
+            return _not_finite("the audio is")
         if num_waveforms_per_prompt > 1:
             response = self._clap_audio(request, audio, inputs)
             if response.has_error():
@@ -67,9 +69,18 @@ class TritonPythonModel:
             audio_embeds = response.output_tensors()[0].as_numpy()
             num_prompts = len(audio) // num_waveforms_per_prompt
             scores = similarities(audio_embeds, inputs["clap_text_embeds"][-num_prompts:])
+            if not np.isfinite(scores).all():
+                return _not_finite("the scores of the candidates are")
             order = best_first(scores, num_waveforms_per_prompt)
             audio, scores = audio[order], scores[order]
-        return pb_utils.InferenceResponse([pb_utils.Tensor("audio", audio), pb_utils.Tensor("clap_score", scores)])
+        outputs = {
+            "audio": audio,
+            "sampling_rate": inputs["sampling_rate"],
+            "used_seed": inputs["seed"],
+            "clap_score": scores,
+            "truncated_tokens": inputs["truncated_tokens"],
+        }
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
 
     def _clap_audio(
         self, request: pb_utils.InferenceRequest, audio: np.ndarray, inputs: dict[str, np.ndarray]
@@ -99,6 +110,6 @@ def _cancelled() -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.CANCELLED))
 
 
-def _not_finite() -> pb_utils.InferenceResponse:
-    message = "[INTERNAL] the audio is not finite: try a smaller guidance_scale, or another scheduler."
+def _not_finite(what_is: str) -> pb_utils.InferenceResponse:
+    message = f"[INTERNAL] {what_is} not finite: try a smaller guidance_scale, or another scheduler."
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))

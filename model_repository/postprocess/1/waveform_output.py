@@ -2,6 +2,9 @@
 
 import numpy as np
 
+NOT_RANKED = -2.0
+"""Below every cosine. Not NaN, which JSON doesn't have, nor an empty tensor, with which Triton caches no answer."""
+
 
 def cut(waveform: np.ndarray, num_samples: int) -> np.ndarray:
     """Return the first `num_samples` samples of each row, float32 [rows, num_samples]."""
@@ -9,5 +12,5 @@ def cut(waveform: np.ndarray, num_samples: int) -> np.ndarray:
 
 
 def no_scores(num_waveforms: int) -> np.ndarray:
-    """Return the scores of waveforms that aren't ranked: NaN, float32 [num_waveforms]."""
-    return np.full(num_waveforms, np.nan, np.float32)
+    """Return the scores of waveforms that aren't ranked, float32 [num_waveforms]."""
+    return np.full(num_waveforms, NOT_RANKED, np.float32)

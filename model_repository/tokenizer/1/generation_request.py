@@ -138,6 +138,8 @@ def parse_request(
     Raises:
         InvalidInputError: An input is out of bounds.
     """
+    if "prompt" not in inputs:
+        raise InvalidInputError("prompt", "is missing: describe the sound in it.")
     prompts = _prompts(inputs["prompt"], limits)
     given: dict[str, Any] = {"prompts": prompts, "audio_length_in_s": geometry.default_audio_length_in_s}
     if "negative_prompt" in inputs:

@@ -159,7 +159,7 @@ def generate(inputs):
     samples = int(float(inputs.get("audio_length_in_s", [1.0])[0]) * SAMPLING_RATE)
     time_s = np.arange(samples, dtype=np.float32) / SAMPLING_RATE
     audio = np.stack([0.5 * np.sin(2 * np.pi * 220 * (row + 1) * time_s) for row in range(rows)]).astype(np.float32)
-    scores = np.linspace(0.9, 0.1, rows) if per_prompt > 1 else np.full(rows, np.nan)
+    scores = np.linspace(0.9, 0.1, rows) if per_prompt > 1 else np.full(rows, -2.0)
     return pb_utils.InferenceResponse(
         [
             pb_utils.Tensor("audio", audio),
