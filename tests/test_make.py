@@ -13,7 +13,6 @@ import pytest
 from audioldm2_client import AudioLDM2Client
 
 from export.demo import write_checkpoint
-from export.exported import write_note
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("export", "server", "model_repository")
@@ -24,7 +23,7 @@ PORTS = ("HTTP_PORT=0", "GRPC_PORT=0", "METRICS_PORT=0")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, exported_repository, demo_checkpoint) -> Path:
+def project(tmp_path_factory, exported_repository) -> Path:
     """A copy in which the demo checkpoint of the tests was exported last."""
     if any(character.isspace() for character in sys.prefix):
         pytest.skip("make's VENV= can't have a space; the project's own .venv is a relative path")
@@ -33,7 +32,6 @@ def project(tmp_path_factory, exported_repository, demo_checkpoint) -> Path:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__", "model.onnx*"))
     shutil.copy(ROOT / "Makefile", copy)
     shutil.copytree(exported_repository, copy / "model_repository", dirs_exist_ok=True)
-    write_note(copy / "model_repository", str(demo_checkpoint))
     return copy
 
 
