@@ -29,7 +29,7 @@ JOB_BOARDS = "audioldm2_jobs_{namespace}_{pid}_*"
 
 COULD_NOT_START = "could not start"
 
-# A free port that was picked here may be taken by somebody else before tritonserver listens on it.
+# A free port that was picked here may be taken by another process before tritonserver listens on it.
 START_ATTEMPTS = 3
 PORT_TAKEN = "already in use"
 

@@ -28,7 +28,7 @@ class Workspace:
     """A temporary folder, private to this user.
 
     Attributes:
-        root: The folder itself; whoever made it removes it.
+        root: The folder itself; the supervisor removes it.
         backends: For `--backend-directory`: Triton's Python backend with its stub, and this project's own backends.
         current_directory: Empty; tritonserver runs in it, because every stub has its current directory on `sys.path`.
         command_directory: Goes first on PATH, so that the stub's `python3` is this interpreter.
