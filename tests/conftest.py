@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what starts a server or exports a checkpoint through its fixtures, so that `make check` can leave it out."""
+    """Mark what needs a server or a whole export through its fixtures, so that it can be left out or run apart."""
     for item in items:
         fixtures = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no public name for it
         if "exported_repository" in fixtures or any(map(_gives_a_server, fixtures.values())):

@@ -14,6 +14,8 @@ from audioldm2_client import AudioLDM2Client
 
 from export.demo import write_checkpoint
 
+pytestmark = pytest.mark.server
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("export", "server", "model_repository")
 TEXT = {"prompt": "a dog", "seed": 7, "num_inference_steps": 2, "audio_length_in_s": 0.64}

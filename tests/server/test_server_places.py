@@ -15,6 +15,8 @@ from server.installation import PYTHON_VERSION, find_installation
 from server.triton_log import model_process_failure
 from tests.helpers import tiny_repository as tiny
 
+pytestmark = pytest.mark.server
+
 NAMES = [
     "with space",
     "größer 犬",
