@@ -36,8 +36,8 @@ serve: export ## Run an embedded Triton in the foreground (CHECKPOINT, HTTP_PORT
 export: $(INSTALLED) ## Export CHECKPOINT, unless it was exported last
 	@$(BIN)/python -m export.provide --output="$$REPOSITORY" --checkpoint="$$CHECKPOINT"
 
-# Two processes with a thread each. Servers get the machine for themselves: where a model's process isn't scheduled for
-# some tenths of a second, Triton 2.51 takes it for dead, and ends.
+# Two processes with a thread each. Servers get the machine for themselves: Triton 2.51 aborts where the process of a
+# model is kept from running for about a second, and with two processes full of tests it did.
 WITHOUT_SERVER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=10 -m
 
 check: lint ## Check style, types and what can be tested in a minute
