@@ -5,6 +5,7 @@ from typing import Any
 
 from audioldm2_client._connection import ConnectionOptions, TlsOptions, check_headers
 from audioldm2_client._flow import Route
+from audioldm2_client._network import with_proxy
 from audioldm2_client._request import (
     GenerationOptions,
     InferenceRequest,
@@ -43,7 +44,7 @@ class ClientCore:
         self.timeout_s = check_timeout(timeout_s)
         self.max_retries = max_retries
         self._connection = ConnectionOptions(tls, check_headers(headers))
-        self._route = Route(parse_urls(url, with_tls_options=tls is not None))
+        self._route = Route(tuple(map(with_proxy, parse_urls(url, with_tls_options=tls is not None))))
         self._closed = False
 
     def __repr__(self) -> str:

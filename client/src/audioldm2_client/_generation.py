@@ -89,7 +89,6 @@ class Generation:
         self._request = request
         self._transports = transports
         self._address: ServerAddress | None = None
-        self._release_thread: Callable[[], object] = lambda: None
         self._drop = Drop()
         self._future: concurrent.futures.Future[GenerationResult] = concurrent.futures.Future()
         flow = infer_flow(request, route, max_retries, time.monotonic)
@@ -174,7 +173,6 @@ class Generation:
         except Dropped:
             pass
         finally:
-            self._release_thread()
             tell(None)
 
     def _ask(self, timeout_s: float, drop: Drop | None = None) -> Progress:
@@ -188,7 +186,6 @@ class Generation:
             failure = cancelled_here_error(self._request)
         except BaseException as error:
             failure = error
-        self._release_thread()
         # Last, because the process may end as soon as somebody has this.
         if failure is None:
             self._future.set_result(result)
@@ -197,4 +194,3 @@ class Generation:
 
     def _note_address(self, address: ServerAddress) -> None:
         self._address = address
-        self._release_thread = self._transports(address).release_thread
