@@ -24,7 +24,9 @@ ERROR_BODY_LIMIT = 65536
 
 # What grpcio says of a port that is there, and of one that is not, or that is known well enough.
 _CONNECTED = re.compile(r"failed to connect to all addresses", re.IGNORECASE)
-_NOT_CONNECTED = re.compile(r"refused|timed? ?out|timeout|unreachable|no route|certificate|proxy", re.IGNORECASE)
+_NOT_CONNECTED = re.compile(
+    r"refused|timed? ?out|timeout|unreachable|no route|certificate[ _]verify|proxy", re.IGNORECASE
+)
 
 _PROXY_STATUS = re.compile(r"HTTP proxy returned response code (\d{3})|^(\d{3})\b")
 

@@ -44,7 +44,7 @@ def gateway_error(
     error_class, advice = _meaning(status, headers, body)
     return error_class(
         f"{address} answered {_named(status)}{_excerpt(body)}, which isn't Triton's answer: {advice}{through(address)}",
-        server_message=body.decode(errors="replace") or None,
+        server_message=body.decode(errors="replace"),
         request_id=request.id,
         safe_to_retry=status in BUSY | BEHIND,
         retry_after_s=retry_after_s(headers),
@@ -108,5 +108,5 @@ def _excerpt(body: bytes) -> str:
     text = re.sub(r"(?is)<(style|script)\b.*?(?:</\1>|$)|<[^>]*>|<!--.*?-->", " ", text)
     words = " ".join("".join(c if c.isprintable() else " " for c in html.unescape(text)).split())
     if not words:
-        return ", an empty page" if not body.strip() else ""
+        return ""
     return f" ({words[:_SHOWN_CHARACTERS].strip()}{'...' if len(words) > _SHOWN_CHARACTERS else ''})"

@@ -107,7 +107,7 @@ def parse_body(body: bytes, headers: Mapping[str, str]) -> Outputs:
         if not 0 <= header_length <= len(body):
             raise ValueError(f"its JSON is to have {header_length} of {len(body)} bytes")
         listed = json.loads(body[:header_length])["outputs"]
-        described = [(o["name"], o["datatype"], o["shape"], o["parameters"]["binary_data_size"]) for o in listed]
+        described = [(str(o["name"]), o["datatype"], o["shape"], o["parameters"]["binary_data_size"]) for o in listed]
         sizes = [size for *_, size in described]
         if sum(sizes) != len(body) - header_length or min(sizes, default=0) < 0:
             raise ValueError(f"its tensors are to have {sum(sizes)} of {len(body) - header_length} bytes")

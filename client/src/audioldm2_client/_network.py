@@ -10,6 +10,7 @@ forgets it, a machine loses its power) is noticed within seconds, and not forgot
 - Over HTTP the model `jobs` is asked on another connection, see `_silence`.
 """
 
+import math
 import socket
 import sys
 from dataclasses import replace
@@ -60,12 +61,12 @@ def _is_patched_by_gevent() -> bool:
 
 def socket_options() -> list[tuple[int, int, int]]:
     """Return the options of an HTTP connection's socket, as far as this system has them."""
-    probe_every_s = PING_TIMEOUT_S / 2
+    probes = 2
     wanted = {
-        "TCP_KEEPIDLE": int(PING_AFTER_S),
-        "TCP_KEEPALIVE": int(PING_AFTER_S),  # macOS' name for it
-        "TCP_KEEPINTVL": int(probe_every_s),
-        "TCP_KEEPCNT": 2,
+        "TCP_KEEPIDLE": math.ceil(PING_AFTER_S),
+        "TCP_KEEPALIVE": math.ceil(PING_AFTER_S),  # macOS' name for it
+        "TCP_KEEPINTVL": math.ceil(PING_TIMEOUT_S / probes),
+        "TCP_KEEPCNT": probes,
         "TCP_USER_TIMEOUT": int(1000 * (PING_AFTER_S + PING_TIMEOUT_S)),
     }
     there = [(socket.IPPROTO_TCP, getattr(socket, n), value) for n, value in wanted.items() if hasattr(socket, n)]
@@ -86,6 +87,8 @@ def channel_options(address: ServerAddress) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", longest_delay_ms),
         ("grpc.keepalive_time_ms", int(PING_AFTER_S * 1000)),
         ("grpc.keepalive_timeout_ms", int(PING_TIMEOUT_S * 1000)),
+        # gRPC also measures the bandwidth with pings; while one of these is on its way, no other is sent.
+        ("grpc.http2.ping_timeout_ms", int(PING_TIMEOUT_S * 1000)),
         # gRPC's own look at the environment would send even localhost to a proxy.
         ("grpc.http_proxy", proxy.url) if proxy is not None else ("grpc.enable_http_proxy", 0),
     ]
