@@ -22,7 +22,7 @@ from audioldm2_client import (
     ServerUnreachableError,
     _network,
 )
-from tiny_repository import taken_port
+from waiting import taken_port
 
 LONG = 1000
 

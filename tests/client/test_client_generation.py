@@ -16,7 +16,7 @@ from audioldm2_client import (
     ServerUnreachableError,
 )
 from audioldm2_client._transport import GrpcTransport, HttpTransport
-from tiny_repository import wait_until
+from waiting import wait_until
 
 LONG = 1000  # steps: far more than any test waits for
 

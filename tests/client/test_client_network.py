@@ -21,7 +21,7 @@ from audioldm2_client._cli import main
 from audioldm2_client._proxy import find_proxy
 from audioldm2_client._silence import LOOKS_WITHOUT_A_SIGN, Silence
 from gateways import Answering, Proxy, Relay
-from tiny_repository import wait_until
+from waiting import wait_until
 
 from server import EmbeddedServer
 

@@ -4,12 +4,13 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 
 USAGE = Path(__file__).with_name("typed_usage.py")
-HEAVY = ("grpc", "httpx", "google.protobuf", "ssl", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
+HEAVY = ("grpc", "httpx", "google.protobuf", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
 OF_TRITON = ("tritonclient", "gevent", "geventhttpclient", "aiohttp")
 
 
@@ -61,6 +62,17 @@ def test_generating_needs_nothing_of_tritonclient(url):
     command = [sys.executable, "-W", "error", "-c", code, url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    root = Path(__file__).resolve().parents[2]
+    allowed = tomllib.loads((root / "client" / "pyproject.toml").read_text())["project"]["dependencies"]
+    lowest = dict(re.match(r"([a-z]+)>=([\d.]+)", requirement).groups() for requirement in allowed)
+    lines = (root / "requirements" / "client-lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: version.removesuffix(".0") for name, version in tested.items()} == {
+        name: version.removesuffix(".0") for name, version in lowest.items()
+    }
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
