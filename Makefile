@@ -21,10 +21,10 @@ override PROMPT     := $(value PROMPT)
 override OUTPUT     := $(value OUTPUT)
 export CHECKPOINT REPOSITORY PROMPT OUTPUT
 
-.PHONY: demo serve export check test bench perf parity lint format lock clean help
+.PHONY: demo serve export check test test-lowest bench perf parity lint format lock clean help
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 demo: export ## Generate one WAV file through an embedded Triton (PROMPT, CHECKPOINT, OUTPUT)
 	$(BIN)/python -m server.demo --model-repository="$$REPOSITORY" --output="$$OUTPUT" -- "$$PROMPT"
@@ -46,6 +46,17 @@ check: lint ## Check style, types and what can be tested in a minute
 test: $(INSTALLED) $(CHROMIUM) ## Run the whole test suite
 	$(WITHOUT_SERVER) "not server"
 	$(BIN)/python -m pytest -m server --durations=20
+
+# The lowest versions lie before those of the project's environment, which has everything else that the tests need.
+LOWEST       := .test/lowest
+LOWEST_TESTS := $(addprefix tests/client/test_client_,$(addsuffix .py,wire errors flow gateways network tls request result async generation))
+SITE_PACKAGES = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+
+test-lowest: $(INSTALLED) ## Run the client's tests with the lowest versions of its dependencies that it allows
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -r requirements/client-lowest.txt
+	$(BIN)/python $(SITE_PACKAGES) > "$$($(LOWEST)/bin/python $(SITE_PACKAGES))/rest.pth"
+	PYTHONPATH="$(CURDIR)/client/src" $(LOWEST)/bin/python -m pytest --confcutdir=tests/client $(LOWEST_TESTS)
 
 bench: $(INSTALLED) $(CHROMIUM) ## Measure, and write docs/benchmarks.md (two hours)
 	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32

@@ -10,7 +10,7 @@ from audioldm2_client import AsyncAudioLDM2Client, AudioLDM2Client, Progress, Re
 from server import EmbeddedServer
 from tests.helpers.job_calls import rows_are_free, wait_until_rows_are_free
 from tests.helpers.terminal import Terminal
-from tests.helpers.tiny_repository import wait_until
+from tests.helpers.waiting import wait_until
 
 SHORT_S = 0.64
 

@@ -14,7 +14,7 @@ from audioldm2_client import AudioLDM2Client
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
-from tests.helpers import tiny_repository
+from tests.helpers import waiting
 from tests.helpers.parity_cases import relative_rms_error
 from tests.helpers.tiny_unet import (
     make_request,
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.server
 
 TIMEOUT_S = 60.0
 
-wait_until = functools.partial(tiny_repository.wait_until, timeout_s=TIMEOUT_S, what="the metrics")
+wait_until = functools.partial(waiting.wait_until, timeout_s=TIMEOUT_S, what="the metrics")
 
 
 @pytest.fixture(scope="module")

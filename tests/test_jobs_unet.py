@@ -13,7 +13,7 @@ from job_folder import SHARED_MEMORY, folder_of
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from server import EmbeddedServer
-from tests.helpers import tiny_repository
+from tests.helpers import waiting
 from tests.helpers.job_calls import TIMEOUT_S, ask, wait_for, wait_for_state
 from tests.helpers.tiny_unet import make_request, unet_inputs, write_unet_repository
 from tests.helpers.unet_calls import UnetCaller
@@ -135,7 +135,7 @@ def test_what_a_full_queue_refuses_has_failed(server, caller):
         call.cancel()
     for _ in range(6):
         caller.next_error()
-    tiny_repository.wait_until(
+    waiting.wait_until(
         lambda: all(ask(server, f"full {number}")["state"] in ("failed", "cancelled") for number in range(16)),
         TIMEOUT_S,
         "a cancelled call is seen",

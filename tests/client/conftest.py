@@ -3,13 +3,13 @@
 What the client does over the real models is in tests/test_client_jobs.py and in the tests of the page.
 """
 
+import json
 import shutil
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-import tritonclient.grpc as triton
 from audioldm2_client import AudioLDM2Client, Progress
 
 from server import EmbeddedServer
@@ -99,15 +99,13 @@ def waiting(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def ask(toy_server: EmbeddedServer) -> Iterator[Callable[[str], Progress]]:
-    """Asks the model `jobs` about a request, through tritonclient alone."""
-    with triton.InferenceServerClient(toy_server.grpc_url) as plain:
+def ask(toy_server: EmbeddedServer) -> Callable[[str], Progress]:
+    """Asks the model `jobs` about a request, without this client or any other."""
 
-        def progress_of(request_id: str) -> Progress:
-            tensor = triton.InferInput("request_id", [1], "BYTES")
-            tensor.set_data_from_numpy(np.array([request_id.encode()], np.object_))
-            answer = plain.infer("jobs", [tensor])
-            numbers = [int(answer.as_numpy(name)[0]) for name in ("step", "total_steps", "requests_ahead")]
-            return Progress(answer.as_numpy("state")[0].decode(), *numbers)
+    def progress_of(request_id: str) -> Progress:
+        question = json.dumps({"request_id": request_id}).encode()
+        with urllib.request.urlopen(f"http://{toy_server.http_url}/v2/models/jobs/generate", question, 20) as answer:
+            found = json.load(answer)
+        return Progress(*(found[name] for name in ("state", "step", "total_steps", "requests_ahead")))
 
-        yield progress_of
+    return progress_of

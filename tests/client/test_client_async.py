@@ -20,10 +20,10 @@ from audioldm2_client import (
     ServerBusyError,
     ServerFaultError,
     ServerUnreachableError,
-    _transport,
+    _network,
 )
 
-from tests.helpers.tiny_repository import taken_port
+from tests.helpers.waiting import taken_port
 
 LONG = 1000
 
@@ -245,7 +245,7 @@ def test_deadline_is_kept_and_told_to_the_server(run, url, waiting):
 
 
 def test_dead_and_silent_servers(run, protocol, monkeypatch):
-    monkeypatch.setattr(_transport, "CONNECT_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(_network, "CONNECT_TIMEOUT_S", 0.5)
 
     async def dead(client):
         assert await client.is_ready() is False
@@ -263,7 +263,7 @@ def test_dead_and_silent_servers(run, protocol, monkeypatch):
 
 
 def test_connection_that_is_never_made_is_unreachable_long_before_the_deadline(run, protocol, monkeypatch):
-    monkeypatch.setattr(_transport, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(_network, "CONNECT_TIMEOUT_S", 0.3)
 
     async def test(client):
         start = time.monotonic()

@@ -24,7 +24,7 @@ from audioldm2_client._cli.main import main
 from audioldm2_client._cli.prompts_file import read_prompts
 
 from server import EmbeddedServer
-from tests.helpers.tiny_repository import wait_until
+from tests.helpers.waiting import wait_until
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ def test_names_come_from_the_prompt_and_stay_when_lines_are_added(tmp_path):
     [
         (ServerBusyError("busy"), True),
         (ServerUnreachableError("lost"), True),
-        (ServerUnreachableError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed"), False),
+        (ServerUnreachableError("certificate verify failed", misconfigured=True), False),
         (ModelNotFoundError("Request for unknown model: 'a' has no available versions"), True),
         (ModelNotFoundError("Request for unknown model: 'a' is not found"), False),
         (RequestCancelledError("CANCELLED"), True),

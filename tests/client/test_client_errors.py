@@ -5,6 +5,7 @@ import pickle
 import audioldm2_client
 import pytest
 from audioldm2_client import (
+    AccessDeniedError,
     AudioLDM2Error,
     DeadlineExceededError,
     InvalidRequestError,
@@ -46,7 +47,18 @@ def explain(status: str | None, message: str | None) -> AudioLDM2Error:
         ("404", "no such page", ServerFaultError),
         ("StatusCode.INTERNAL", "boom", ServerFaultError),
         ("500", "boom", ServerFaultError),
-        ("StatusCode.RESOURCE_EXHAUSTED", "message larger than max", ServerFaultError),
+        ("StatusCode.RESOURCE_EXHAUSTED", "Received message larger than max (9 vs. 4)", InvalidRequestError),
+        ("StatusCode.RESOURCE_EXHAUSTED", "rate limit of this key is used up", ServerBusyError),
+        ("StatusCode.UNIMPLEMENTED", "in ensemble 'audioldm2', not supported here", ServerFaultError),
+        ("StatusCode.UNIMPLEMENTED", "unknown service inference.GRPCInferenceService", ServerUnreachableError),
+        ("StatusCode.UNIMPLEMENTED", "Received http2 header with status: 404", ServerUnreachableError),
+        ("StatusCode.UNAVAILABLE", "Received http2 header with status: 429", ServerBusyError),
+        ("StatusCode.UNAVAILABLE", "Received http2 header with status: 503", ServerBusyError),
+        ("StatusCode.UNAVAILABLE", "Received http2 header with status: 504", ServerUnreachableError),
+        ("StatusCode.UNAUTHENTICATED", "Received http2 header with status: 401", AccessDeniedError),
+        ("StatusCode.UNKNOWN", "Received http2 header with status: 413", InvalidRequestError),
+        ("StatusCode.UNAVAILABLE", "GOAWAY received", ServerUnreachableError),
+        ("StatusCode.UNAVAILABLE", "ping timeout", ServerUnreachableError),
         (None, None, ServerFaultError),
     ],
 )
@@ -121,6 +133,26 @@ def test_every_error_is_public_picklable_and_one_family():
 )
 def test_url_is_understood(url, text):
     assert str(parse_url(url)) == text
+
+
+@pytest.mark.parametrize(
+    ("url", "better"),
+    [
+        ("http://host:8000/v2", "http://host:8000;"),
+        ("http://host:8000/v2/", "http://host:8000;"),
+        ("http://host:8000/triton/v2/models/audioldm2/infer", "http://host:8000/triton;"),
+        ("https://host:443/v2/health/ready", "https://host:443;"),
+    ],
+)
+def test_url_with_tritons_own_path_is_refused_with_the_right_one(url, better):
+    with pytest.raises(ValueError, match=r"url must end before /v2") as caught:
+        parse_url(url)
+    assert f": {better}" in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://host:8000/v2-gateway", "http://host:8000/v2/audio", "http://host:8000/v20"])
+def test_url_whose_base_path_only_resembles_tritons_is_understood(url):
+    assert str(parse_url(url)) == url
 
 
 @pytest.mark.parametrize("url", ["", "localhost", "ftp://a:1", "http://a", ":8001", "a:b", "a:99999", "a:1/x", "u@a:1"])

@@ -107,6 +107,42 @@ def test_server_that_was_lost_is_told_to_stop():
     assert world.asked[1].address == A
 
 
+@pytest.mark.parametrize("status", [502, 504])
+def test_server_behind_a_gateway_that_gave_up_is_told_to_stop_before_the_request_is_sent_again(status):
+    gave_up = error_from_status("StatusCode.UNAVAILABLE", f"Received http2 header with status: {status}", REQUEST, A)
+    world = World(gave_up, answer("denoising", 1, 2, 0), "answer")
+    assert world.infer() == "answer"
+    assert [step.request.model_name for step in world.asked] == ["audioldm2", "jobs", "audioldm2"]
+
+
+def test_pause_that_the_server_asks_for_is_kept():
+    world = World(ServerBusyError("busy", safe_to_retry=True, retry_after_s=3.0), BUSY, "answer")
+    assert world.infer() == "answer"
+    assert world.slept[0] == 3.0
+    assert world.slept[1] < 1
+
+
+def test_pause_beyond_the_deadline_is_not_waited_for():
+    world = World(ServerBusyError("busy", safe_to_retry=True, retry_after_s=3600.0))
+    with pytest.raises(ServerBusyError):
+        world.infer()
+    assert world.slept == []
+
+
+def test_of_several_servers_the_shortest_pause_counts():
+    asking = [ServerBusyError("busy", safe_to_retry=True, retry_after_s=after_s) for after_s in (8.0, 2.0)]
+    world = World(*asking, "answer")
+    assert world.infer(A, B) == "answer"
+    assert world.slept == [2.0]
+
+
+def test_address_that_is_wrong_is_not_told_to_stop():
+    world = World(ServerUnreachableError("speaks HTTP", misconfigured=True))
+    with pytest.raises(ServerUnreachableError):
+        world.infer()
+    assert len(world.asked) == 1
+
+
 @pytest.mark.parametrize("max_retries", [0, 1, 4])
 def test_retries_are_counted_and_the_last_error_comes_out(max_retries):
     world = World(BUSY)
@@ -176,7 +212,7 @@ def test_the_address_that_answered_last_is_asked_first():
         ("StatusCode.UNAVAILABLE", "Socket closed", False),
         ("StatusCode.UNAVAILABLE", "recvmsg:Connection reset by peer", False),
         ("StatusCode.UNAVAILABLE", "upstream connect error or disconnect/reset before headers", False),
-        ("StatusCode.UNAVAILABLE", "Received http2 header with status: 502", False),
+        ("StatusCode.UNAVAILABLE", "Received http2 header with status: 500", False),
         ("500", "boom", False),
         ("400", "[DEADLINE] over", False),
     ],

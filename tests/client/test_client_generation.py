@@ -24,7 +24,7 @@ from audioldm2_client._request import build_request
 from audioldm2_client._transport import GrpcTransport, HttpTransport
 from audioldm2_client._url import parse_urls
 
-from tests.helpers.tiny_repository import wait_until
+from tests.helpers.waiting import wait_until
 
 LONG = 1000  # steps: far more than any test waits for
 

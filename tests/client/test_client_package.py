@@ -18,7 +18,8 @@ import pytest
 from tests.helpers.document_examples import ROOT
 
 USAGE = Path(__file__).with_name("typed_usage.py")
-HEAVY = ("tritonclient", "grpc", "gevent", "aiohttp", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
+HEAVY = ("grpc", "httpx", "google.protobuf", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
+OF_TRITON = ("tritonclient", "gevent", "geventhttpclient", "aiohttp")
 
 
 def test_typed_code_that_uses_the_whole_interface_passes_mypy_strict(tmp_path):
@@ -50,6 +51,36 @@ def test_import_loads_nothing_heavy_and_is_quick():
         durations.append(time.monotonic() - start)
         assert (done.stdout, done.stderr) == ("[]\n", "")
     assert min(durations) < 0.5
+
+
+GENERATING = """
+import asyncio, sys
+from audioldm2_client import AsyncAudioLDM2Client, AudioLDM2Client
+async def main():
+    async with AsyncAudioLDM2Client(sys.argv[1]) as client:
+        await client.generate("a dog")
+with AudioLDM2Client(sys.argv[1]) as client:
+    client.generate("a dog")
+asyncio.run(main())
+"""
+
+
+def test_generating_needs_nothing_of_tritonclient(url):
+    code = f"{GENERATING}print(sorted(set({OF_TRITON!r}) & set(sys.modules)))"
+    command = [sys.executable, "-W", "error", "-c", code, url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_lowest_versions_that_are_tested_are_those_that_are_allowed():
+    root = Path(__file__).resolve().parents[2]
+    allowed = tomllib.loads((root / "client" / "pyproject.toml").read_text())["project"]["dependencies"]
+    lowest = dict(re.match(r"([a-z]+)>=([\d.]+)", requirement).groups() for requirement in allowed)
+    lines = (root / "requirements" / "client-lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: version.removesuffix(".0") for name, version in tested.items()} == {
+        name: version.removesuffix(".0") for name, version in lowest.items()
+    }
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])

@@ -19,7 +19,7 @@ from audioldm2_client._server_options import client_settings
 from PIL import Image
 
 from tests.helpers.terminal import Terminal
-from tests.helpers.tiny_repository import wait_until
+from tests.helpers.waiting import wait_until
 
 ANNOUNCING = """
 import sys

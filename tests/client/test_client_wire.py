@@ -20,7 +20,7 @@ from audioldm2_client import (
     ServerBusyError,
     ServerFaultError,
     ServerUnreachableError,
-    _transport,
+    _network,
 )
 
 
@@ -233,7 +233,7 @@ def test_silent_server_is_given_up_at_the_deadline(listener, scheme):
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_connection_that_is_never_made_is_unreachable_long_before_the_deadline(monkeypatch, scheme):
-    monkeypatch.setattr(_transport, "CONNECT_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(_network, "CONNECT_TIMEOUT_S", 0.3)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, socket.create_connection(full.getsockname()):
         # The one place in the queue is taken: the kernel drops further attempts.
         url = f"{scheme}://127.0.0.1:{full.getsockname()[1]}"

@@ -1,10 +1,7 @@
 """Tiny models for the tests of the embedded server, built with onnx.helper, and what they leave behind."""
 
 import os
-import socket
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +136,6 @@ def add_chain(repository: Path, name: str, tensors: str, steps: Sequence[tuple[s
     return repository / name
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
-    """Poll until something holds; fail the test if it doesn't in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.02)
-
-
 def processes_of(directory: Path) -> dict[int, str]:
     """Processes, zombies left out, whose command line names a folder."""
     found = {}
@@ -164,10 +153,3 @@ def processes_of(directory: Path) -> dict[int, str]:
 def shared_memory_of(runner_pid: int) -> list[str]:
     """Names of the shared memory regions that belong to a runner."""
     return [entry.name for entry in SHARED_MEMORY.glob(f"embedded_triton_{runner_pid}_*")]
-
-
-@contextmanager
-def taken_port() -> Iterator[int]:
-    """A port on loopback that somebody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        yield listener.getsockname()[1]

@@ -24,7 +24,7 @@ from loop_metrics import LoopMetrics
 from text_conditioning import Conditioning
 from unet_shapes import UNetSizes
 
-from tests.helpers import tiny_repository
+from tests.helpers import waiting
 from tests.helpers.tiny_unet import (
     CPU,
     GENERATED_WIDTH,
@@ -40,7 +40,7 @@ from tests.helpers.tiny_unet import (
 
 TIMEOUT_S = 30.0
 
-wait_until = functools.partial(tiny_repository.wait_until, timeout_s=TIMEOUT_S, what="the engine's state")
+wait_until = functools.partial(waiting.wait_until, timeout_s=TIMEOUT_S, what="the engine's state")
 
 
 class GatedUNet:

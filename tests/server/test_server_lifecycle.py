@@ -13,6 +13,7 @@ import pytest
 from server import EmbeddedServer, ServerError
 from server.installation import find_installation
 from tests.helpers import tiny_repository as tiny
+from tests.helpers import waiting
 
 pytestmark = pytest.mark.server
 
@@ -113,7 +114,9 @@ def test_ctrl_c_ends_the_runner_without_a_trace(runner):
 def test_a_second_signal_does_not_wait_for_tritonserver(runner):
     os.kill(runner.pid_of("tritonserver"), signal.SIGSTOP)  # It can't answer the first one.
     runner.process.send_signal(signal.SIGTERM)
-    tiny.wait_until(lambda: signals_pending(runner.pid_of("tritonserver")), 10, "the first signal has been passed on")
+    waiting.wait_until(
+        lambda: signals_pending(runner.pid_of("tritonserver")), 10, "the first signal has been passed on"
+    )
     runner.process.send_signal(signal.SIGTERM)
     assert runner.end() == 0
     assert runner.traces() == []
@@ -122,7 +125,7 @@ def test_a_second_signal_does_not_wait_for_tritonserver(runner):
 def test_a_killed_runner_takes_everything_with_it(runner):
     runner.process.kill()
     runner.end()
-    tiny.wait_until(lambda: not runner.traces(), END_TIMEOUT_S, "no trace of the runner is left")
+    waiting.wait_until(lambda: not runner.traces(), END_TIMEOUT_S, "no trace of the runner is left")
 
 
 def test_a_killed_tritonserver_is_reported_with_its_log_and_leaves_no_trace(runner):
@@ -138,7 +141,7 @@ def test_a_killed_tritonserver_is_reported_with_its_log_and_leaves_no_trace(runn
 def test_a_killed_supervisor_takes_tritonserver_with_it_and_leaves_no_trace(runner):
     os.kill(runner.supervisor_pid(), signal.SIGKILL)
     assert runner.end() == 1
-    tiny.wait_until(lambda: not runner.traces(), END_TIMEOUT_S, "no trace of the runner is left")
+    waiting.wait_until(lambda: not runner.traces(), END_TIMEOUT_S, "no trace of the runner is left")
 
 
 @pytest.mark.parametrize("victim", ["tritonserver", "supervisor", "runner", "stub"])
@@ -159,7 +162,9 @@ def test_no_job_board_is_left_by_whatever_is_killed(start, tmp_path, victim):
     if victim == "stub":
         runner.process.send_signal(signal.SIGTERM)
     runner.end()
-    tiny.wait_until(lambda: not board.exists() and not runner.traces(), END_TIMEOUT_S, "no trace of the board is left")
+    waiting.wait_until(
+        lambda: not board.exists() and not runner.traces(), END_TIMEOUT_S, "no trace of the board is left"
+    )
 
 
 def test_tritonserver_does_not_outlive_runner_and_supervisor(runner):
@@ -167,13 +172,13 @@ def test_tritonserver_does_not_outlive_runner_and_supervisor(runner):
     runner.process.send_signal(signal.SIGSTOP)  # It can't clean up any more.
     others = runner.pid_of("tritonserver"), runner.pid_of("triton_python_backend_stub")
     os.kill(supervisor, signal.SIGKILL)
-    tiny.wait_until(lambda: not is_running(others[0]) and not is_running(others[1]), 10, "both processes have ended")
+    waiting.wait_until(lambda: not is_running(others[0]) and not is_running(others[1]), 10, "both processes have ended")
 
 
 def test_ctrl_c_while_models_load_ends_the_runner_without_a_trace(start, tmp_path):
     tiny.add_python_model(tmp_path / "repository", "slow", tiny.SLOW_CODE, tiny.DOUBLE_CONFIG)
     runner = start()
-    tiny.wait_until(lambda: len(tiny.shared_memory_of(runner.process.pid)) == 2, 20, "both models are loading")
+    waiting.wait_until(lambda: len(tiny.shared_memory_of(runner.process.pid)) == 2, 20, "both models are loading")
     runner.process.send_signal(signal.SIGINT)
     assert runner.end() == 0
     assert runner.traces() == []
@@ -220,7 +225,7 @@ def test_a_port_lost_between_check_and_start_is_picked_anew(tmp_path, monkeypatc
         attempts.append(choose() if attempts else tuple(listener_on_a_taken_port(entry, taken) for entry in choose()))
         return attempts[-1]
 
-    with tiny.taken_port() as taken:
+    with waiting.taken_port() as taken:
         monkeypatch.setattr(server, "_choose_listeners", choose_badly_once)
         with server:
             assert len(attempts) == 2

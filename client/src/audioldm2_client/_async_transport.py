@@ -1,16 +1,39 @@
-"""asyncio I/O: one inference over gRPC or HTTP, through tritonclient. The asyncio twin of `_transport`."""
+"""asyncio I/O: one inference over gRPC (grpcio) or HTTP (httpx). The asyncio twin of `_transport`."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
-from audioldm2_client import _transport
+from audioldm2_client import _kserve
+from audioldm2_client._answers import (
+    HttpAnswer,
+    error_from_grpc,
+    error_from_http,
+    http_errors,
+    outputs_from_answer,
+    outputs_from_message,
+    says_ready,
+    should_probe_grpc,
+    should_probe_http,
+    should_read_on,
+)
 from audioldm2_client._connection import ConnectionOptions
-from audioldm2_client._errors import client_deadline_error, error_from_status, unreachable_error
+from audioldm2_client._errors import client_deadline_error, unreachable_error
+from audioldm2_client._exceptions import AudioLDM2Error, ModelNotFoundError
+from audioldm2_client._jobs import JOBS_TIMEOUT_S, Progress, build_jobs_request, parse_progress
+from audioldm2_client._network import (
+    HEARTBEAT_S,
+    PING_TIMEOUT_S,
+    channel_options,
+    http_client_arguments,
+    http_timeouts,
+    http_transport_arguments,
+    read_channel_credentials,
+)
+from audioldm2_client._port_probe import probe_port
 from audioldm2_client._request import InferenceRequest
 from audioldm2_client._result import GetTensor
-from audioldm2_client._transport import grpc_arguments, infer_arguments, make_ssl_context
+from audioldm2_client._silence import Silence
 from audioldm2_client._url import ServerAddress
 
 
@@ -40,111 +63,149 @@ class AsyncGrpcTransport:
     """gRPC over one channel, which makes, keeps and remakes its connection by itself."""
 
     def __init__(self, address: ServerAddress, options: ConnectionOptions) -> None:
-        import tritonclient.grpc.aio as triton
+        import grpc
+        import grpc.aio
+
+        from audioldm2_client import _kserve_grpc as messages
 
         self._address = address
-        self._headers = dict(options.headers)
-        self._triton = triton
-        self._client = triton.InferenceServerClient(**grpc_arguments(address, options))
+        self._metadata = tuple(options.headers.items())
+        self._grpc, self._messages = grpc, messages
+        if address.secure:
+            credentials = grpc.ssl_channel_credentials(**read_channel_credentials(options))
+            self._channel = grpc.aio.secure_channel(address.target, credentials, channel_options(address))
+        else:
+            self._channel = grpc.aio.insecure_channel(address.target, channel_options(address))
+        self._infer = self._channel.unary_unary(messages.INFER, *messages.INFER_CODECS)
+        self._model_ready = self._channel.unary_unary(messages.MODEL_READY, *messages.MODEL_READY_CODECS)
+        self._server_live = self._channel.unary_unary(messages.SERVER_LIVE)
 
     async def infer(self, request: InferenceRequest) -> GetTensor:
         """See `AsyncTransport`."""
+        message = self._messages.build_message(request)
+        signs_of_life = asyncio.create_task(self._show_signs_of_life())
         try:
-            result = await self._client.infer(
-                **infer_arguments(self._triton, request), client_timeout=request.timeout_s, headers=self._headers
-            )
-        except self._triton.InferenceServerException as error:
-            raise error_from_status(error.status(), error.message(), request, self._address) from error
-        as_numpy: GetTensor = result.as_numpy
-        return as_numpy
+            answer = await self._infer(message, timeout=request.timeout_s, metadata=self._metadata)
+        except self._grpc.RpcError as error:
+            spoken = await asyncio.to_thread(probe_port, self._address) if should_probe_grpc(error) else None
+            raise error_from_grpc(error, request, self._address, spoken) from error
+        finally:
+            signs_of_life.cancel()
+        return outputs_from_message(answer, request)
 
     async def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """See `AsyncTransport`."""
+        message = self._messages.ModelReadyRequest(name=model_name)
         try:
-            return bool(await self._client.is_model_ready(model_name, headers=self._headers, client_timeout=timeout_s))
-        except self._triton.InferenceServerException:
+            return bool((await self._model_ready(message, timeout=timeout_s, metadata=self._metadata)).ready)
+        except self._grpc.RpcError:
             return False
 
     async def close(self) -> None:
         """See `AsyncTransport`."""
-        await self._client.close()
+        await self._channel.close()
+
+    async def _show_signs_of_life(self) -> None:
+        """Ask the server now and then whether it is alive: see `_network`."""
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            try:
+                await self._server_live(b"", timeout=PING_TIMEOUT_S, metadata=self._metadata)
+            except self._grpc.RpcError:
+                continue
 
 
 class AsyncHttpTransport:
     """HTTP with binary tensors, over one connection per call, as `HttpTransport`."""
 
     def __init__(self, address: ServerAddress, options: ConnectionOptions) -> None:
-        import aiohttp
-        import tritonclient.http.aio as triton
+        import httpx
 
         self._address = address
-        self._options = options
-        self._aiohttp = aiohttp
-        self._triton = triton
+        transport = httpx.AsyncHTTPTransport(**http_transport_arguments(address, options))
+        self._client = httpx.AsyncClient(transport=transport, **http_client_arguments(address, options))
 
     async def infer(self, request: InferenceRequest) -> GetTensor:
         """See `AsyncTransport`."""
+        body, headers = _kserve.build_body(request)
+        path = _kserve.infer_path(request.model_name)
+        received = _Received()
+        deadline = asyncio.timeout(request.timeout_s)
         try:
-            async with self._connected() as client:
-                headers = dict(self._options.headers)  # tritonclient adds to it
-                inference = client.infer(**infer_arguments(self._triton, request), headers=headers)
-                result = await asyncio.wait_for(inference, request.timeout_s)
-        except self._triton.InferenceServerException as error:
-            raise error_from_status(error.status(), error.message(), request, self._address) from error
-        except (self._aiohttp.ClientError, OSError) as error:  # a TimeoutError is an OSError
-            if isinstance(error, TimeoutError) and not isinstance(error, self._aiohttp.ClientError):
+            async with deadline:
+                call = self._exchange("POST", path, request.timeout_s, received, content=body, headers=headers)
+                answer = await _unless_lost(call, self._look_after(received, request))
+        except http_errors() as error:  # a TimeoutError is an OSError
+            if deadline.expired():
                 raise client_deadline_error(request, self._address) from error
-            raise self._unreachable(error, request) from error
-        as_numpy: GetTensor = result.as_numpy
-        return as_numpy
+            spoken = await asyncio.to_thread(probe_port, self._address) if should_probe_http(error) else None
+            raise error_from_http(error, request, self._address, spoken) from error
+        return outputs_from_answer(answer, request, self._address)
 
     async def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """See `AsyncTransport`."""
         try:
-            async with self._connected() as client:
-                headers = dict(self._options.headers)
-                return bool(await asyncio.wait_for(client.is_model_ready(model_name, headers=headers), timeout_s))
-        except (self._triton.InferenceServerException, self._aiohttp.ClientError, OSError):
+            async with asyncio.timeout(timeout_s):
+                return says_ready(await self._exchange("GET", _kserve.ready_path(model_name), timeout_s, _Received()))
+        except http_errors():
             return False
 
     async def close(self) -> None:
-        """See `AsyncTransport`. No connection outlives its call."""
+        """See `AsyncTransport`."""
+        await self._client.aclose()
 
-    def _unreachable(self, error: BaseException, request: InferenceRequest) -> Exception:
-        sent = not isinstance(error, (self._aiohttp.ClientConnectorError, self._aiohttp.ConnectionTimeoutError))
-        return unreachable_error(str(error) or type(error).__name__, request, self._address, sent=sent)
+    async def _exchange(
+        self, method: str, path: str, timeout_s: float, received: "_Received", **arguments: Any
+    ) -> HttpAnswer:
+        chunks: list[bytes] = []
+        async with self._client.stream(method, path, timeout=http_timeouts(timeout_s), **arguments) as response:
+            try:
+                async for chunk in response.aiter_bytes():
+                    chunks.append(chunk)
+                    received.bytes += len(chunk)
+                    if not should_read_on(response, received.bytes):
+                        break
+            except http_errors():
+                if response.status_code == 200:
+                    raise
+        return HttpAnswer(response.status_code, response.headers, b"".join(chunks))
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[Any]:
-        import ssl
+    async def _look_after(self, received: "_Received", request: InferenceRequest) -> None:
+        """Ask the model `jobs` on other connections, until there is no such model.
 
-        context = make_ssl_context(self._options, ssl.create_default_context) if self._address.secure else None
-        client = self._triton.InferenceServerClient(
-            self._address.target,
-            ssl=self._address.secure,
-            ssl_context=context if context is not None else True,  # True: aiohttp's word for "as usual"
-        )
-        # tritonclient's only limit is one for the whole call, which is set above.
-        limits = self._aiohttp.ClientTimeout(total=None, sock_connect=_transport.CONNECT_TIMEOUT_S)
-        client._stub = _Session(client._stub, limits)
-        try:
-            yield client
-        finally:
-            await client.close()
+        Raises:
+            ServerUnreachableError: the connection must be lost.
+        """
+        silence = Silence()
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            outcome: Progress | AudioLDM2Error
+            question = build_jobs_request(request, "status", JOBS_TIMEOUT_S)
+            try:
+                outcome = parse_progress(await self.infer(question), question)
+            except ModelNotFoundError:
+                return
+            except AudioLDM2Error as error:
+                outcome = error
+            if (reason := silence.look(outcome, received.bytes)) is not None:
+                raise unreachable_error(reason, request, self._address, sent=True)
 
 
-class _Session:
-    """aiohttp's session as tritonclient uses it, without redirects: they would carry the headers elsewhere."""
+class _Received:
+    """How much of an answer's body has come."""
 
-    def __init__(self, session: Any, limits: Any) -> None:
-        self._session = session
-        self._limits = limits
+    bytes = 0
 
-    async def get(self, **arguments: Any) -> Any:
-        return await self._session.get(**arguments, allow_redirects=False, timeout=self._limits)
 
-    async def post(self, **arguments: Any) -> Any:
-        return await self._session.post(**arguments, allow_redirects=False, timeout=self._limits)
-
-    async def close(self) -> None:
-        await self._session.close()
+async def _unless_lost(call: Coroutine[Any, Any, HttpAnswer], looking_after: Coroutine[Any, Any, None]) -> HttpAnswer:
+    """Return the result of `call`; what runs beside it ends it by raising an exception."""
+    calling, looking = asyncio.create_task(call), asyncio.create_task(looking_after)
+    try:
+        await asyncio.wait((calling, looking), return_when=asyncio.FIRST_COMPLETED)
+        if not calling.done():
+            looking.result()  # raises, or had nothing to say
+        return await calling
+    finally:
+        calling.cancel()
+        looking.cancel()
+        await asyncio.gather(calling, looking, return_exceptions=True)

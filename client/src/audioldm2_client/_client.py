@@ -116,7 +116,7 @@ class AudioLDM2Client(ClientCore):
         Raises:
             InvalidRequestError: the server refuses a value, in its own words; or a value can't be sent at all.
             ServerBusyError: overloaded; safe to send again.
-            RequestCancelledError: the server dropped the request.
+            RequestCancelledError: the server ended the request, because it was told to.
             DeadlineExceededError: not done within `timeout_s`.
             ServerUnreachableError: no server at the address, or the connection was lost.
             AccessDeniedError: the server, or a proxy before it, refuses the credentials.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 _HEADER_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+", re.IGNORECASE)
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]*[!-~])?")
-# Those that the protocols or tritonclient write themselves.
+# Those that the protocols, grpcio or httpx write themselves.
 _RESERVED = re.compile(
     r"grpc-.*|.*-bin|host|te|connection|content-.*|transfer-encoding|inference-header-content-length|upgrade|user-agent"
 )

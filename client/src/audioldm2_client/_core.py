@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from audioldm2_client._connection import ConnectionOptions, TlsOptions, check_headers
 from audioldm2_client._flow import Route
+from audioldm2_client._network import with_proxy
 from audioldm2_client._options import GenerationOptions
 from audioldm2_client._request import InferenceRequest, build_request, check_timeout, new_request_id
 from audioldm2_client._url import parse_urls
@@ -37,7 +38,7 @@ class ClientCore:
         self.timeout_s = check_timeout(timeout_s)
         self.max_retries = max_retries
         self._connection = ConnectionOptions(tls, check_headers(headers))
-        self._route = Route(parse_urls(url, with_tls_options=tls is not None))
+        self._route = Route(tuple(map(with_proxy, parse_urls(url, with_tls_options=tls is not None))))
         self._closed = False
 
     def __repr__(self) -> str:

@@ -1,10 +1,12 @@
-"""From what tritonclient reports to this package's exceptions: the one place where that is decided.
+"""From what gRPC and HTTP report to this package's exceptions: the one place where that is decided.
 
 Triton names the cause by a gRPC status or an HTTP status. Over HTTP several causes share 400 (INVALID_ARG, CANCELLED,
-and everything without a status of its own), so there the tag at the start of the server's message decides.
+and everything without a status of its own), so there the tag at the start of the server's message decides. What isn't
+Triton's answer is in `_gateway`.
 """
 
 import re
+from collections.abc import Mapping
 
 from audioldm2_client._exceptions import (
     AccessDeniedError,
@@ -17,8 +19,10 @@ from audioldm2_client._exceptions import (
     ServerFaultError,
     ServerUnreachableError,
 )
+from audioldm2_client._gateway import gateway_error, retry_after_s, through
+from audioldm2_client._kserve import parse_error
 from audioldm2_client._request import InferenceRequest
-from audioldm2_client._url import ServerAddress
+from audioldm2_client._url import Scheme, ServerAddress
 
 # What Triton puts before the words of the model that refused the request.
 _TRITON_PREFIX = re.compile(r"^(?:\[request id: [^\]]*\] |in ensemble '[^']*', )+")
@@ -26,7 +30,7 @@ _TRITON_PREFIX = re.compile(r"^(?:\[request id: [^\]]*\] |in ensemble '[^']*', )
 # UNAVAILABLE is both gRPC's own word for "no connection" and Triton's for "busy"; gRPC's texts are these.
 _NO_CONNECTION = re.compile(
     r"failed to connect|errors resolving|resolution failed|name resolution|socket closed|connection reset|broken pipe"
-    r"|recvmsg|goaway|endpoint closing|stream removed|keepalive|empty address list|upstream connect error"
+    r"|recvmsg|goaway|endpoint closing|stream removed|keepalive|ping timeout|empty address list|upstream connect error"
     r"|received http2 header with status",
     re.IGNORECASE,
 )
@@ -36,11 +40,30 @@ _NOT_SENT = re.compile(
     r"failed to connect|errors resolving|resolution failed|name resolution|empty address list", re.IGNORECASE
 )
 
-CERTIFICATE_REFUSED = re.compile(r"certificate[ _]verify[ _]failed", re.IGNORECASE)
-"""OpenSSL's words, over either protocol. Nothing was sent then, but trying again won't help."""
+# OpenSSL's words, over either protocol. Nothing was sent then, but trying again won't help.
+_CERTIFICATE_REFUSED = re.compile(r"certificate[ _]verify[ _]failed", re.IGNORECASE)
 
 # Triton's own words where `--http-restricted-api` or `--grpc-restricted-protocol` want a header.
 _RESTRICTED = re.compile(r"^This (?:API|protocol) is restricted", re.IGNORECASE)
+
+# Where a gateway or another web server answers a gRPC call with a status of HTTP.
+_HTTP_STATUS = re.compile(r"received http2 header with status: (\d{3})", re.IGNORECASE)
+
+# A gRPC server that has no such service.
+_OTHER_SERVICE = re.compile(r"^$|unknown service|unknown method|method not found|not implemented", re.IGNORECASE)
+
+# gRPC's and its proxies' words for a message above a limit.
+_TOO_LARGE = re.compile(r"larger than|too large|exceeds? .*(?:size|limit)", re.IGNORECASE)
+
+# Triton's whole answer, over HTTP, to a path that it doesn't have.
+_NO_SUCH_PATH = "Not Found"
+
+_SPOKEN: dict[Scheme, str] = {
+    "grpc": "gRPC without TLS",
+    "grpcs": "gRPC over TLS",
+    "http": "HTTP without TLS",
+    "https": "HTTP over TLS",
+}
 
 _CLASS_OF_STATUS: dict[str, type[AudioLDM2Error]] = {
     "StatusCode.INVALID_ARGUMENT": InvalidRequestError,
@@ -48,6 +71,7 @@ _CLASS_OF_STATUS: dict[str, type[AudioLDM2Error]] = {
     "StatusCode.CANCELLED": RequestCancelledError,
     "StatusCode.UNAUTHENTICATED": AccessDeniedError,
     "StatusCode.PERMISSION_DENIED": AccessDeniedError,
+    "StatusCode.RESOURCE_EXHAUSTED": ServerBusyError,
     "400": InvalidRequestError,
     "401": AccessDeniedError,
     "403": AccessDeniedError,
@@ -55,23 +79,59 @@ _CLASS_OF_STATUS: dict[str, type[AudioLDM2Error]] = {
     "503": ServerBusyError,
 }
 
+# Statuses of HTTP that Triton's own answers have; it names no other in a sentence of its own.
+_TRITONS_STATUSES = frozenset({"400", "401", "403", "404", "409", "499", "500", "501", "503"})
+
+
+def error_from_answer(
+    status: int, headers: Mapping[str, str], body: bytes, request: InferenceRequest, address: ServerAddress
+) -> AudioLDM2Error:
+    """Say what an answer over HTTP means that has no outputs.
+
+    Args:
+        status: of HTTP.
+        headers: names in lower case.
+        body: the whole of it, or the beginning of a large one.
+        request: what was asked.
+        address: who was asked.
+    """
+    words = parse_error(body)
+    if words is None or words == _NO_SUCH_PATH or str(status) not in _TRITONS_STATUSES:
+        return gateway_error(status, headers, body, request, address)
+    return error_from_status(str(status), words, request, address, headers)
+
 
 def error_from_status(
-    status: str | None, message: str | None, request: InferenceRequest, address: ServerAddress
+    status: str | None,
+    message: str | None,
+    request: InferenceRequest,
+    address: ServerAddress,
+    headers: Mapping[str, str] | None = None,
 ) -> AudioLDM2Error:
     """Say what a failed inference means.
 
     Args:
-        status: `InferenceServerException.status()`: "StatusCode.UNAVAILABLE" over gRPC, "503" over HTTP.
-        message: `InferenceServerException.message()`: Triton's words.
+        status: "StatusCode.UNAVAILABLE" over gRPC, "503" over HTTP.
+        message: Triton's words, or gRPC's.
         request: what was asked.
         address: who was asked.
+        headers: of the answer, names in lower case; over gRPC its metadata.
     """
     raw = message or ""
     if status == "StatusCode.DEADLINE_EXCEEDED":  # gRPC's own clock; Triton doesn't use this status
         return client_deadline_error(request, address)
+    if status is not None and status.startswith("StatusCode.") and (found := _HTTP_STATUS.search(raw)):
+        return gateway_error(int(found[1]), headers or {}, b"", request, address)
     if status == "StatusCode.UNAVAILABLE" and _NO_CONNECTION.search(raw):
         return unreachable_error(raw, request, address, sent=not _NOT_SENT.search(raw))
+    if status == "StatusCode.UNIMPLEMENTED" and _OTHER_SERVICE.search(raw):
+        return unreachable_error(
+            f"a gRPC server that isn't Triton answers: {raw or status}",
+            request,
+            address,
+            sent=False,
+            misconfigured=True,
+        )
     words = _TRITON_PREFIX.sub("", raw)
     error_class = _classify(status, words)
     return error_class(
@@ -79,6 +139,7 @@ def error_from_status(
         server_message=raw,
         request_id=request.id,
         safe_to_retry=error_class is ServerBusyError,
+        retry_after_s=retry_after_s(headers or {}),
     )
 
 
@@ -87,6 +148,8 @@ def _classify(status: str | None, words: str) -> type[AudioLDM2Error]:
         return ModelNotFoundError
     if _RESTRICTED.match(words):
         return AccessDeniedError
+    if status == "StatusCode.RESOURCE_EXHAUSTED" and _TOO_LARGE.search(words):
+        return InvalidRequestError
     error_class = _CLASS_OF_STATUS.get(status or "", ServerFaultError)
     if status == "400" and words.startswith("[CANCELLED]"):
         error_class = RequestCancelledError
@@ -132,12 +195,27 @@ def not_ready_error(model_name: str, addresses: str, timeout_s: float) -> Deadli
 
 
 def unreachable_error(
-    reason: str, request: InferenceRequest, address: ServerAddress, *, sent: bool
+    reason: str, request: InferenceRequest, address: ServerAddress, *, sent: bool, misconfigured: bool = False
 ) -> ServerUnreachableError:
     """There is no connection to a Triton server, or, where something may have been sent, it was lost."""
+    misconfigured = misconfigured or bool(_CERTIFICATE_REFUSED.search(reason))
     return ServerUnreachableError(
         f"can't reach a Triton server at {address} ({reason}); "
-        f"check that it runs and that this is its {address.protocol_name} port, {address.usual_port} unless configured",
+        f"check that it runs and that this is its {address.protocol_name} port, {address.usual_port} unless configured"
+        f"{through(address)}",
         request_id=request.id,
-        safe_to_retry=not sent and not CERTIFICATE_REFUSED.search(reason),
+        safe_to_retry=not sent and not misconfigured,
+        misconfigured=misconfigured,
+    )
+
+
+def other_protocol_error(spoken: Scheme, request: InferenceRequest, address: ServerAddress) -> ServerUnreachableError:
+    """The port is there, and speaks something else than the URL says."""
+    own_port = f", or that it names the server's {address.protocol_name} port, {address.usual_port} unless configured"
+    return ServerUnreachableError(
+        f"can't reach a Triton server at {address}: this port speaks {_SPOKEN[spoken]}, not {_SPOKEN[address.scheme]}; "
+        f"check that the URL is {spoken}://{address.target.partition('/')[0]}"
+        f"{'' if spoken.startswith(address.protocol) else own_port}",
+        request_id=request.id,
+        misconfigured=True,
     )

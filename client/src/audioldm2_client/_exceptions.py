@@ -3,7 +3,7 @@
     AudioLDM2Error
       + InvalidRequestError       the request is wrong: change it
       + ServerBusyError           overloaded or starting: safe to send again
-      + RequestCancelledError     the server dropped the request
+      + RequestCancelledError     the server ended the request, because it was told to
       + DeadlineExceededError     no answer in time, by the server's clock or by the client's
       + ServerUnreachableError    no Triton server answers at the address, or the connection was lost
       + AccessDeniedError         the server, or a proxy before it, wants other credentials
@@ -21,7 +21,11 @@ class AudioLDM2Error(Exception):
         server_message: the server's words exactly as received, None where the server said nothing.
         request_id: the id that the request carried, to look for in the server's log; None where nothing was sent.
         safe_to_retry: whether the server took no part of the request, so that sending it again can't do the work twice.
-            The client itself tries such requests again, `max_retries` times.
+            The client itself tries such requests again, `max_retries` times. After a gateway's 502 or 504, which leave
+            it open, it tells the server to stop first.
+        retry_after_s: how long the server, or a gateway before it, asks to wait before that, seconds; None where it
+            doesn't say.
+        misconfigured: whether the address, a certificate or a proxy is wrong, so that waiting won't help.
     """
 
     def __init__(
@@ -31,11 +35,15 @@ class AudioLDM2Error(Exception):
         server_message: str | None = None,
         request_id: str | None = None,
         safe_to_retry: bool = False,
+        retry_after_s: float | None = None,
+        misconfigured: bool = False,
     ) -> None:
         super().__init__(message)
         self.server_message = server_message
         self.request_id = request_id
         self.safe_to_retry = safe_to_retry
+        self.retry_after_s = retry_after_s
+        self.misconfigured = misconfigured
 
 
 class InvalidRequestError(AudioLDM2Error):

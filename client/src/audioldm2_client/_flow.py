@@ -94,11 +94,13 @@ def infer_flow(request: InferenceRequest, route: Route, max_retries: int, clock:
     """Run one inference on the first server that takes it.
 
     A failure is followed by another attempt only where the server took no part of the request: on the next address at
-    once, and after all of them once more for each of `max_retries`, with a growing delay; never beyond the deadline.
+    once, and after all of them once more for each of `max_retries`, with a growing delay, or the one that they all ask
+    for; never beyond the deadline.
     """
     start, left_s = clock(), request.timeout_s
+    asked_pauses_s: list[float] = []
     failure: AudioLDM2Error = client_deadline_error(request, route.order()[0])
-    for address, pause_s in _attempts(route, max_retries):
+    for address, pause_s in _attempts(route, max_retries, asked_pauses_s):
         if pause_s >= left_s:
             break
         if pause_s:
@@ -109,9 +111,7 @@ def infer_flow(request: InferenceRequest, route: Route, max_retries: int, clock:
         except DeadlineExceededError as error:
             raise _of_the_whole_call(error, request, address) from error.__cause__
         except (ServerBusyError, ServerUnreachableError) as error:
-            if not error.safe_to_retry:
-                yield from _stop_what_was_lost(request, address)
-                raise
+            asked_pauses_s.append((yield from _prepare_retry(error, request, address)))
             failure, left_s = error, request.timeout_s - (clock() - start)
         else:
             route.prefer(address)
@@ -126,17 +126,45 @@ def _of_the_whole_call(
     return error if error.server_message is not None else client_deadline_error(request, address)
 
 
+def _prepare_retry(error: AudioLDM2Error, request: InferenceRequest, address: ServerAddress) -> Flow[float]:
+    """End what the server may run of the request; return the pause that it asks for, seconds.
+
+    Raises:
+        AudioLDM2Error: the error itself, where sending the request again isn't safe.
+    """
+    if _may_have_been_taken(error):
+        yield from _stop_what_was_lost(request, address)
+    if not error.safe_to_retry:
+        raise error
+    return error.retry_after_s or 0.0
+
+
+def _may_have_been_taken(error: AudioLDM2Error) -> bool:
+    """Whether the server may run the request: a connection was lost, or a gateway (502, 504) has lost its own."""
+    if isinstance(error, ServerBusyError) or error.misconfigured:
+        return False
+    return not error.safe_to_retry or error.server_message is not None
+
+
 def _stop_what_was_lost(request: InferenceRequest, address: ServerAddress) -> Flow[None]:
     """Tell the server, if it is there, that nobody waits for the answer any more."""
     with contextlib.suppress(AudioLDM2Error):
         yield from jobs_flow(request, address, "cancel", CANCEL_WINDOW_S)
 
 
-def _attempts(route: Route, max_retries: int) -> Iterator[tuple[ServerAddress, float]]:
-    """Yield the address of every attempt and the pause before it, seconds."""
+def _attempts(route: Route, max_retries: int, asked_pauses_s: list[float]) -> Iterator[tuple[ServerAddress, float]]:
+    """Yield the address of every attempt and the pause before it, seconds.
+
+    Args:
+        route: the servers.
+        max_retries: how often all of them are tried again.
+        asked_pauses_s: what each server asked for in the round before; emptied for the next.
+    """
     for failures in range(max_retries + 1):
+        round_pause_s = max(backoff_s(failures), min(asked_pauses_s)) if failures else 0.0
+        asked_pauses_s.clear()
         for index, address in enumerate(route.order()):
-            yield address, backoff_s(failures) if failures and index == 0 else 0.0
+            yield address, 0.0 if index else round_pause_s
 
 
 def jobs_flow(
@@ -159,7 +187,7 @@ def cancel_flow(
     is_over: Callable[[], bool],
     clock: Clock,
 ) -> Flow[bool]:
-    """Make the server drop a generation; return whether it was told.
+    """Make the server end a generation; return whether it was told.
 
     It may not have arrived there yet: what the server doesn't know is asked for again, for a while.
     """

@@ -89,7 +89,6 @@ class Generation:
         self._request = request
         self._transports = transports
         self._address: ServerAddress | None = None
-        self._release_thread: Callable[[], object] = lambda: None
         self._token = CancelToken()
         self._future: concurrent.futures.Future[GenerationResult] = concurrent.futures.Future()
         flow = infer_flow(request, route, max_retries, time.monotonic)
@@ -174,7 +173,6 @@ class Generation:
         except CallCancelledError:
             pass
         finally:
-            self._release_thread()
             report(None)
 
     def _ask(self, timeout_s: float, token: CancelToken | None = None) -> Progress:
@@ -190,7 +188,6 @@ class Generation:
             failure = cancelled_here_error(self._request) if self._token.refuses_attempts else error
         except BaseException as error:
             failure = error
-        self._release_thread()
         # Last, because the process may exit as soon as a caller has the result.
         if failure is None:
             self._future.set_result(result)
@@ -199,4 +196,3 @@ class Generation:
 
     def _note_address(self, address: ServerAddress) -> None:
         self._address = address
-        self._release_thread = self._transports(address).release_thread

@@ -1,35 +1,50 @@
-"""Blocking I/O: one inference over gRPC or HTTP, through tritonclient.
+"""Blocking I/O: one inference over gRPC (grpcio) or HTTP (httpx).
 
-tritonclient is imported at the first call, not with this package: it takes a tenth of a second per protocol.
+Both are imported at the first call, not with this package: they take a tenth of a second each.
 """
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
-from types import ModuleType
+import contextlib
+import socket
+import threading
+import time
 from typing import TYPE_CHECKING, Any, Protocol
 
+from audioldm2_client import _kserve
+from audioldm2_client._answers import (
+    HttpAnswer,
+    error_from_grpc,
+    error_from_http,
+    http_errors,
+    outputs_from_answer,
+    outputs_from_message,
+    says_ready,
+    should_probe_grpc,
+    should_probe_http,
+    should_read_on,
+)
 from audioldm2_client._cancel_token import CallCancelledError, CancelToken
 from audioldm2_client._connection import ConnectionOptions
-from audioldm2_client._errors import (
-    cancelled_here_error,
-    client_deadline_error,
-    error_from_status,
-    unreachable_error,
+from audioldm2_client._errors import cancelled_here_error, client_deadline_error, unreachable_error
+from audioldm2_client._exceptions import AudioLDM2Error, ModelNotFoundError
+from audioldm2_client._jobs import JOBS_TIMEOUT_S, Progress, build_jobs_request, parse_progress
+from audioldm2_client._network import (
+    HEARTBEAT_S,
+    PING_TIMEOUT_S,
+    channel_options,
+    http_client_arguments,
+    http_timeouts,
+    http_transport_arguments,
+    read_channel_credentials,
 )
+from audioldm2_client._port_probe import probe_port
 from audioldm2_client._request import InferenceRequest
 from audioldm2_client._result import GetTensor
+from audioldm2_client._silence import Silence
 from audioldm2_client._url import ServerAddress
 
 if TYPE_CHECKING:
-    import ssl
-
-CONNECT_TIMEOUT_S = 5.0
-"""Time allowed for making a connection; part of the time allowed for the whole call."""
-
-# gRPC fails calls while it waits before it connects again: at most so long, because the retries are made here.
-RECONNECT_DELAY_MS = (100, 1000)
+    import httpx
 
 
 class Transport(Protocol):
@@ -45,9 +60,6 @@ class Transport(Protocol):
     def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """Return whether the server says that the model is ready; False where it can't be asked."""
 
-    def release_thread(self) -> None:
-        """Free what belongs to the calling thread, which is about to end."""
-
     def close(self) -> None:
         """Free the connections."""
 
@@ -61,194 +73,201 @@ class GrpcTransport:
     """gRPC over one channel, which makes, keeps and remakes its connection by itself."""
 
     def __init__(self, address: ServerAddress, options: ConnectionOptions) -> None:
-        import tritonclient.grpc as triton
+        import grpc
+
+        from audioldm2_client import _kserve_grpc as messages
 
         self._address = address
-        self._headers = dict(options.headers)
-        self._triton = triton
-        self._client = triton.InferenceServerClient(**grpc_arguments(address, options))
+        self._metadata = tuple(options.headers.items())
+        self._grpc, self._messages = grpc, messages
+        if address.secure:
+            credentials = grpc.ssl_channel_credentials(**read_channel_credentials(options))
+            self._channel = grpc.secure_channel(address.target, credentials, channel_options(address))
+        else:
+            self._channel = grpc.insecure_channel(address.target, channel_options(address))
+        self._infer = self._channel.unary_unary(messages.INFER, *messages.INFER_CODECS)
+        self._model_ready = self._channel.unary_unary(messages.MODEL_READY, *messages.MODEL_READY_CODECS)
+        self._server_live = self._channel.unary_unary(messages.SERVER_LIVE)
 
     def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
         """See `Transport`."""
-        future: concurrent.futures.Future[GetTensor] = concurrent.futures.Future()
-
-        def answer(result: Any, error: Any) -> None:
-            if error is None:
-                future.set_result(result.as_numpy)
-            else:
-                future.set_exception(error)
-
+        message = self._messages.build_message(request)
+        call = self._infer.future(message, timeout=request.timeout_s, metadata=self._metadata)
         try:
-            call = self._client.async_infer(
-                callback=answer,
-                client_timeout=request.timeout_s,
-                headers=self._headers,
-                **infer_arguments(self._triton, request),
-            )
             with token.on_cancel(call.cancel):
-                return future.result()
-        except CallCancelledError as error:
+                answer = self._wait_for(call)
+        except (CallCancelledError, self._grpc.FutureCancelledError) as error:
             call.cancel()
             raise cancelled_here_error(request) from error
-        except self._triton.InferenceServerException as error:
+        except self._grpc.RpcError as error:
             if token.cancelled:
                 raise cancelled_here_error(request) from error
-            raise error_from_status(error.status(), error.message(), request, self._address) from error
+            spoken = probe_port(self._address) if should_probe_grpc(error) else None
+            raise error_from_grpc(error, request, self._address, spoken) from error
+        return outputs_from_message(answer, request)
 
     def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """See `Transport`."""
+        message = self._messages.ModelReadyRequest(name=model_name)
         try:
-            return bool(self._client.is_model_ready(model_name, headers=self._headers, client_timeout=timeout_s))
-        except self._triton.InferenceServerException:
+            return bool(self._model_ready(message, timeout=timeout_s, metadata=self._metadata).ready)
+        except self._grpc.RpcError:
             return False
 
-    def release_thread(self) -> None:
-        """See `Transport`. Nothing belongs to a thread."""
+    def close(self) -> None:
+        """See `Transport`."""
+        self._channel.close()
+
+    def _wait_for(self, call: Any) -> Any:
+        """Wait for the answer, with a sign of life now and then: see `_network`."""
+        while True:
+            try:
+                return call.result(HEARTBEAT_S)
+            except self._grpc.FutureTimeoutError:
+                self._server_live.future(b"", timeout=PING_TIMEOUT_S, metadata=self._metadata)
+
+
+class HttpTransport:
+    """HTTP with binary tensors, over one connection per call: simpler than keeping them, at under a millisecond."""
+
+    def __init__(self, address: ServerAddress, options: ConnectionOptions) -> None:
+        import httpx
+
+        self._address = address
+        transport = httpx.HTTPTransport(**http_transport_arguments(address, options))
+        self._client = httpx.Client(transport=transport, **http_client_arguments(address, options))
+
+    def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
+        """See `Transport`."""
+        body, headers = _kserve.build_body(request)
+        path = _kserve.infer_path(request.model_name)
+        call = _HttpCall(self._client, "POST", path, request.timeout_s, content=body, headers=headers)
+        try:
+            with token.on_cancel(call.end):
+                self._wait_for(call, request)
+            answer = call.answer.result()
+        except CallCancelledError as error:
+            raise cancelled_here_error(request) from error
+        except http_errors() as error:
+            if token.cancelled:
+                raise cancelled_here_error(request) from error
+            spoken = probe_port(self._address) if should_probe_http(error) else None
+            raise error_from_http(error, request, self._address, spoken) from error
+        finally:
+            call.end()
+        return outputs_from_answer(answer, request, self._address)
+
+    def is_ready(self, model_name: str, timeout_s: float) -> bool:
+        """See `Transport`."""
+        call = _HttpCall(self._client, "GET", _kserve.ready_path(model_name), timeout_s)
+        try:
+            return says_ready(call.answer.result(timeout_s))
+        except http_errors():
+            return False
+        finally:
+            call.end()
 
     def close(self) -> None:
         """See `Transport`."""
         self._client.close()
 
+    def _wait_for(self, call: "_HttpCall", request: InferenceRequest) -> None:
+        """Wait until the call is over, and from HEARTBEAT_S on look whether its connection is alive.
 
-class HttpTransport:
-    """HTTP with binary tensors, over one connection per call.
+        Raises:
+            DeadlineExceededError: it isn't over in time.
+        """
+        end = time.monotonic() + request.timeout_s
+        if not concurrent.futures.wait([call.answer], min(HEARTBEAT_S, request.timeout_s)).done:
+            threading.Thread(target=self._look_after, args=(call, request), daemon=True).start()
+            concurrent.futures.wait([call.answer], end - time.monotonic())
+        if not call.answer.done():
+            raise client_deadline_error(request, self._address)
 
-    tritonclient's HTTP client belongs to one thread, and its timeouts to the connection: one per call is simpler than
-    a pool of them, and costs under a millisecond.
+    def _look_after(self, call: "_HttpCall", request: InferenceRequest) -> None:
+        """Ask the model `jobs` on other connections, until the call is over, and fail it if it must be lost."""
+        silence = Silence()
+        while not call.answer.done():
+            outcome: Progress | AudioLDM2Error
+            question = build_jobs_request(request, "status", JOBS_TIMEOUT_S)
+            try:
+                outcome = parse_progress(self.infer(question, CancelToken()), question)
+            except (ModelNotFoundError, RuntimeError):  # RuntimeError: the client is closed, or Python ends
+                return
+            except AudioLDM2Error as error:
+                outcome = error
+            if (reason := silence.look(outcome, call.received)) is not None:
+                call.fail(unreachable_error(reason, request, self._address, sent=True))
+            concurrent.futures.wait([call.answer], HEARTBEAT_S)
+
+
+class _HttpCall:
+    """One request in a thread of its own, which another thread can end at any time, even while a name is looked up.
+
+    Attributes:
+        answer: what has come; `CallCancelledError` where the call was ended before that.
+        received: bytes of the answer's body so far.
     """
 
-    def __init__(self, address: ServerAddress, options: ConnectionOptions) -> None:
-        import gevent  # type: ignore[import-untyped]
-        import tritonclient.http as triton
-
-        self._address = address
-        self._options = options
-        self._gevent = gevent
-        self._triton = triton
-
-    def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
-        """See `Transport`."""
-        # network_timeout would limit each read from the socket; this limits the whole call.
-        deadline = self._gevent.Timeout(request.timeout_s)
-        try:
-            with self._connected() as client, self._ended_by(token), deadline:
-                result = client.infer(**infer_arguments(self._triton, request), headers=dict(self._options.headers))
-        except self._gevent.Timeout as error:
-            if error is not deadline:
-                raise
-            raise client_deadline_error(request, self._address) from error
-        except CallCancelledError as error:
-            raise cancelled_here_error(request) from error
-        except self._triton.InferenceServerException as error:
-            raise error_from_status(error.status(), error.message(), request, self._address) from error
-        except (OSError, HTTPException) as error:
-            reason = str(error) or type(error).__name__
-            raise unreachable_error(reason, request, self._address, sent=may_have_sent(error)) from error
-        as_numpy: GetTensor = result.as_numpy
-        return as_numpy
-
-    def is_ready(self, model_name: str, timeout_s: float) -> bool:
-        """See `Transport`."""
-        try:
-            with self._connected() as client, self._gevent.Timeout(timeout_s):
-                return bool(client.is_model_ready(model_name, headers=dict(self._options.headers)))
-        except (self._gevent.Timeout, self._triton.InferenceServerException, OSError, HTTPException):
-            return False
-
-    def release_thread(self) -> None:
-        """See `Transport`. gevent has an event loop for each thread that it was used in."""
-        self._gevent.get_hub().destroy()
-
-    def close(self) -> None:
-        """See `Transport`. No connection outlives its call."""
-
-    @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        hub = self._gevent.get_hub()
-        if KeyboardInterrupt not in hub.NOT_ERROR:  # gevent would print Ctrl-C as well as raise it
-            hub.NOT_ERROR = (*hub.NOT_ERROR, KeyboardInterrupt)
-        client = self._triton.InferenceServerClient(
-            self._address.target,
-            connection_timeout=CONNECT_TIMEOUT_S,
-            network_timeout=None,
-            ssl=self._address.secure,
-            ssl_context_factory=self._make_ssl_context if self._address.secure else None,
+    def __init__(self, client: "httpx.Client", method: str, path: str, timeout_s: float, **arguments: Any) -> None:
+        self.answer: concurrent.futures.Future[HttpAnswer] = concurrent.futures.Future()
+        self.received = 0
+        self._lock = threading.Lock()
+        self._ended = False
+        self._socket: socket.socket | None = None
+        self._request = client.build_request(
+            method, path, timeout=http_timeouts(timeout_s), extensions={"trace": self._note_socket}, **arguments
         )
+        self._client = client
+        threading.Thread(target=self._run, name=f"audioldm2-{method}", daemon=True).start()
+
+    def end(self) -> None:
+        """Let go of the connection; nothing happens where the call is over."""
+        with self._lock:
+            self._ended = True
+            self._shut_down()
+        self.fail(CallCancelledError())
+
+    def fail(self, error: Exception) -> None:
+        """Give the call this end, unless it has one."""
+        with contextlib.suppress(concurrent.futures.InvalidStateError):
+            self.answer.set_exception(error)
+
+    def _run(self) -> None:
         try:
-            yield client
-        finally:
-            client.close()
+            answer = self._exchange()
+        except Exception as error:
+            self.fail(error)
+        else:
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                self.answer.set_result(answer)
 
-    @contextmanager
-    def _ended_by(self, token: CancelToken) -> Iterator[None]:
-        """Let another thread throw `CallCancelledError` into what waits here."""
-        watcher = self._gevent.get_hub().loop.async_()
-        watcher.start(self._gevent.getcurrent().throw, CallCancelledError())
+    def _exchange(self) -> HttpAnswer:
+        response = self._client.send(self._request, stream=True)
+        chunks: list[bytes] = []
         try:
-            with token.on_cancel(watcher.send):
-                yield
+            for chunk in response.iter_bytes():
+                chunks.append(chunk)
+                self.received += len(chunk)
+                if not should_read_on(response, self.received):
+                    break
+        except http_errors():
+            if response.status_code == 200:
+                raise
         finally:
-            watcher.stop()
-            watcher.close()
+            response.close()
+        return HttpAnswer(response.status_code, response.headers, b"".join(chunks))
 
-    def _make_ssl_context(self, cafile: str | None = None) -> "ssl.SSLContext":
-        import gevent.ssl  # type: ignore[import-untyped]
+    def _note_socket(self, event: str, info: dict[str, Any]) -> None:
+        """Keep what `end` shuts down; called by httpx, in the thread of the call."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            with self._lock:
+                self._socket = info["return_value"].get_extra_info("socket")
+                if self._ended:
+                    self._shut_down()
 
-        return make_ssl_context(self._options, gevent.ssl.create_default_context, cafile)
-
-
-def make_ssl_context(
-    options: ConnectionOptions, create: "Callable[..., ssl.SSLContext]", ca_file: str | None = None
-) -> "ssl.SSLContext":
-    """Return what HTTP needs for TLS; `ca_file` holds where the options name none."""
-    tls = options.tls
-    context = create(cafile=tls.ca_file if tls is not None and tls.ca_file is not None else ca_file)
-    if tls is not None and tls.cert_file is not None:
-        context.load_cert_chain(tls.cert_file, tls.key_file)
-    return context
-
-
-def may_have_sent(error: BaseException) -> bool:
-    """Whether something may have been sent before an error of a socket."""
-    # Without a number it is this client's own limit, which holds for the connecting alone; with one, it's the kernel's.
-    if isinstance(error, TimeoutError):
-        return error.errno is not None
-    return not isinstance(error, ConnectionRefusedError) and type(error).__name__ not in ("gaierror", "herror")
-
-
-def grpc_arguments(address: ServerAddress, options: ConnectionOptions) -> dict[str, Any]:
-    """Return the arguments of tritonclient's gRPC clients, blocking or not."""
-    tls = options.tls
-    first_delay_ms, longest_delay_ms = RECONNECT_DELAY_MS
-    return {
-        "url": address.target,
-        "ssl": address.secure,
-        "root_certificates": tls.ca_file if tls is not None else None,
-        "certificate_chain": tls.cert_file if tls is not None else None,
-        "private_key": tls.key_file if tls is not None else None,
-        "channel_args": [
-            # Unlimited (-1): 160 s of audio are 10 MB per waveform, gRPC's own limit is 4 MB.
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
-            # In spite of its name this is also the time allowed for one connection attempt.
-            ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT_S * 1000)),
-            ("grpc.initial_reconnect_backoff_ms", first_delay_ms),
-            ("grpc.max_reconnect_backoff_ms", longest_delay_ms),
-        ],
-    }
-
-
-def infer_arguments(triton: ModuleType, request: InferenceRequest) -> dict[str, Any]:
-    """Return the arguments of `InferenceServerClient.infer` that gRPC and HTTP have in common."""
-    inputs = []
-    for tensor in request.inputs:
-        triton_input = triton.InferInput(tensor.name, list(tensor.data.shape), tensor.datatype)
-        triton_input.set_data_from_numpy(tensor.data)
-        inputs.append(triton_input)
-    return {
-        "model_name": request.model_name,
-        "inputs": inputs,
-        "request_id": request.id,
-        # Tells the server when nobody waits any more; it isn't told when an HTTP connection closes.
-        "timeout": request.timeout_us,
-    }
+    def _shut_down(self) -> None:
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # Not SSLSocket.shutdown, which would token the encryption under the other thread's hands.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)

@@ -1,9 +1,14 @@
 """Where the servers are and which protocol they are spoken to."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
+
+from audioldm2_client._proxy import Proxy
+
+Scheme = Literal["grpc", "grpcs", "http", "https"]
 
 _PROTOCOL_NAMES = {"grpc": "gRPC", "http": "HTTP"}
 _USUAL_PORTS = {"grpc": 8001, "http": 8000}
@@ -14,6 +19,9 @@ _SCHEMES: "dict[str, tuple[Literal['grpc', 'http'], bool]]" = {
     "https": ("http", True),
 }
 
+# What follows a base path in the URLs of Triton's endpoints.
+_TRITONS_PATH = re.compile(r"^(.*?)/+v2/*(?:/(?:models|health|repository)\b.*)?$")
+
 
 @dataclass(frozen=True)
 class ServerAddress:
@@ -21,13 +29,32 @@ class ServerAddress:
 
     Attributes:
         protocol: what is spoken.
-        target: "host:port", for HTTP with an optional base path: what tritonclient wants.
+        target: "host:port", for HTTP with an optional base path.
         secure: whether it is spoken over TLS.
+        proxy: what leads there; it is no part of what tells one server from another.
     """
 
     protocol: Literal["grpc", "http"]
     target: str
     secure: bool = False
+    proxy: Proxy | None = field(default=None, compare=False)
+
+    @property
+    def host(self) -> str:
+        """The host's name or address, without brackets."""
+        return urlsplit(f"//{self.target}").hostname or ""
+
+    @property
+    def port(self) -> int:
+        """The port."""
+        return urlsplit(f"//{self.target}").port or 0
+
+    @property
+    def scheme(self) -> Scheme:
+        """What a URL of the address begins with."""
+        if self.protocol == "grpc":
+            return "grpcs" if self.secure else "grpc"
+        return "https" if self.secure else "http"
 
     @property
     def protocol_name(self) -> str:
@@ -40,7 +67,7 @@ class ServerAddress:
         return _USUAL_PORTS[self.protocol]
 
     def __str__(self) -> str:
-        return f"{self.protocol}{'s' if self.secure else ''}://{self.target}"
+        return f"{self.scheme}://{self.target}"
 
 
 def parse_urls(urls: str | Sequence[str], *, with_tls_options: bool = False) -> tuple[ServerAddress, ...]:
@@ -70,7 +97,7 @@ def parse_url(url: str, *, with_tls_options: bool = False) -> ServerAddress:
 
     Raises:
         TypeError: something else than text.
-        ValueError: another scheme, or no host or port.
+        ValueError: another scheme, no host or port, or more than a base path.
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be a str or a sequence of str; got {type(url).__name__}")
@@ -85,6 +112,10 @@ def parse_url(url: str, *, with_tls_options: bool = False) -> ServerAddress:
         raise ValueError(f"url has a bad port: {_shown(url)}") from error
     protocol, secure = _SCHEMES[parts.scheme]
     _check_parts(url, has_path=bool(parts.path.strip("/")), protocol=protocol)
+    if before := _TRITONS_PATH.match(parts.path):
+        raise ValueError(
+            f"url must end before /v2, which is added here: {url[: -len(parts.path)]}{before[1]}; got {_shown(url)}"
+        )
     if not parts.hostname or port is None:
         raise ValueError(f"url must name a host and a port, such as localhost:8001; got {_shown(url)}")
     if with_tls_options and not secure:

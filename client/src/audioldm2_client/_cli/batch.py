@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from audioldm2_client._async_client import AsyncAudioLDM2Client
 from audioldm2_client._cli.prompts_file import PromptItem
-from audioldm2_client._errors import CERTIFICATE_REFUSED
 from audioldm2_client._exceptions import (
     AudioLDM2Error,
     ModelNotFoundError,
@@ -32,7 +31,7 @@ def may_pass(error: AudioLDM2Error) -> bool:
     """
     words = str(error)
     if isinstance(error, (ServerBusyError, ServerUnreachableError)):
-        return not CERTIFICATE_REFUSED.search(words)  # trying again won't change it
+        return not error.misconfigured
     if isinstance(error, ModelNotFoundError):
         return "no available versions" in words  # it is loading, or being unloaded
     # A server that stops cancels its requests; where a client cancelled one, the message has this tag.
@@ -55,7 +54,11 @@ class Outage:
         """Note that a request failed for a reason that may pass; return whether the outage is too long."""
         if self._since is None:
             self._since = self._clock()
-        return self._clock() - self._since >= self._allowed_s
+        return self.left_s() <= 0
+
+    def left_s(self) -> float:
+        """Return for how long the server may still be away, seconds."""
+        return self._allowed_s - (0.0 if self._since is None else self._clock() - self._since)
 
 
 async def run_batch(
@@ -123,7 +126,7 @@ async def _generate(client: AsyncAudioLDM2Client, item: PromptItem, outage: Outa
             failures += 1
             if outage.is_too_long():
                 raise ServerGoneError from error
-            await asyncio.sleep(backoff_s(failures))
+            await asyncio.sleep(min(max(backoff_s(failures), error.retry_after_s or 0.0), outage.left_s()))
         else:
             outage.answered()
             return result
