@@ -21,7 +21,7 @@ from audioldm2_client import (
     ServerFaultError,
     ServerUnreachableError,
 )
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 from audioldm2_client._gateway import retry_after_s
 from audioldm2_client._kserve import HEADER_LENGTH
 

@@ -17,7 +17,7 @@ from audioldm2_client import (
     _network,
     _transport,
 )
-from audioldm2_client._cli import main
+from audioldm2_client._cli.main import main
 from audioldm2_client._proxy import find_proxy
 from audioldm2_client._silence import LOOKS_WITHOUT_A_SIGN, Silence
 
