@@ -21,7 +21,7 @@ override PROMPT     := $(value PROMPT)
 override OUTPUT     := $(value OUTPUT)
 export CHECKPOINT REPOSITORY PROMPT OUTPUT
 
-.PHONY: demo serve export check test test-lowest bench perf parity lint format lock clean help
+.PHONY: demo serve export check test test-lowest bench perf parity lint format wheel lock clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -93,6 +93,9 @@ lint: $(INSTALLED) ## Check style and types
 format: $(INSTALLED) ## Rewrite the code in the project's style
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+wheel: $(INSTALLED) ## Build the client's wheel and source distribution into dist/
+	cd client && "$(CURDIR)/$(BIN)/python" -m hatchling build --directory ../dist
 
 lock: $(INSTALLED) ## Write the versions of all installed packages to requirements/constraints.txt
 	$(BIN)/python -m pip list --format=freeze --exclude-editable --exclude pip --exclude setuptools \
