@@ -265,7 +265,7 @@ def test_long_silence_of_a_server_that_works_is_no_loss(url, waiting):
     with AudioLDM2Client(url, timeout_s=60, max_retries=0) as client:
         generation = client.submit(f"wait {waiting}")
         with pytest.raises(TimeoutError):
-            generation.result(5)
+            generation.result(3)
         waiting.unlink()
         assert generation.result(20).audio.size
 
@@ -276,11 +276,34 @@ def test_long_silence_is_no_loss_for_asyncio(url, waiting):
         async with AsyncAudioLDM2Client(url, timeout_s=60, max_retries=0) as client:
             generation = client.submit(f"wait {waiting}")
             with pytest.raises(TimeoutError):
-                await generation.result(5)
+                await generation.result(3)
             waiting.unlink()
             assert (await generation.result(20)).audio.size
 
     asyncio.run(test())
+
+
+@pytest.mark.usefixtures("quick_heart")
+def test_quiet_grpc_connection_is_kept_from_being_forgotten(toy_server, waiting):
+    """Pings alone would not do: after two without data, gRPC sends no more of them for a minute."""
+
+    async def test(url: str) -> None:
+        async with AsyncAudioLDM2Client(url, timeout_s=60, max_retries=0) as client:
+            generation = client.submit(f"wait {waiting}")
+            with pytest.raises(TimeoutError):
+                await generation.result(4)
+            waiting.unlink()
+            assert (await generation.result(20)).audio.size
+
+    with Relay(toy_server.grpc_url, forgets_after_s=1.5) as relay:
+        url = f"127.0.0.1:{relay.port}"
+        with AudioLDM2Client(url, timeout_s=60, max_retries=0) as client:
+            generation = client.submit(f"wait {waiting}")
+            with pytest.raises(TimeoutError):
+                generation.result(4)
+            waiting.unlink()
+            assert generation.result(20).audio.size
+        asyncio.run(test(url))
 
 
 GONE, TIMED_OUT = ServerUnreachableError("refused"), DeadlineExceededError("no answer")

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -77,18 +78,20 @@ class Answering(TcpServer):
 
 
 class Relay(TcpServer):
-    """Passes bytes on to a server, until it forgets its connections: then it takes them and passes nothing on."""
+    """Passes bytes on to a server, until it forgets its connections: then it takes them and passes nothing on.
 
-    def __init__(self, target: str) -> None:
+    Args:
+        target: "host:port" of the server.
+        forgets_after_s: how long nothing may pass before it forgets all connections by itself.
+    """
+
+    def __init__(self, target: str, forgets_after_s: float = float("inf")) -> None:
         host, port = target.split(":")
         self._target = (host, int(port))
+        self._forgets_after_s = forgets_after_s
+        self._passed_s = time.monotonic()
         self._forgotten: set[socket.socket] = set()
         super().__init__()
-
-    @property
-    def open_connections(self) -> int:
-        """How many were made."""
-        return len(self._connections) // 2
 
     def forget(self) -> None:
         """Forget, without a word, all connections that there are; new ones work."""
@@ -107,8 +110,11 @@ class Relay(TcpServer):
     def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while block := source.recv(65536):
+                if time.monotonic() - self._passed_s > self._forgets_after_s:
+                    self.forget()
                 if source not in self._forgotten:
                     target.sendall(block)
+                    self._passed_s = time.monotonic()
             if source not in self._forgotten:
                 target.shutdown(socket.SHUT_RDWR)
 
