@@ -54,7 +54,7 @@ def start(threads: ThreadPoolExecutor, server: EmbeddedServer, request_id: str, 
 
 
 def test_the_steps_of_a_generation_are_seen_in_rising_order(triton, threads):
-    answer = start(threads, triton, "watched", num_inference_steps=100, audio_length_in_s=2.56)
+    answer = start(threads, triton, "watched", num_inference_steps=100, audio_length_in_s=1.28)
     seen = []
     while not seen or seen[-1]["state"] not in OVER:
         said = ask(triton, "watched")
@@ -134,6 +134,7 @@ def postprocess(client: tritonclient.grpc.InferenceServerClient, request_id: str
         "num_waveforms_per_prompt": np.array([1], np.int32),
         "clap_text_embeds": np.zeros((1, 4), np.float32),
         "seed": np.array([7], np.int64),
+        "truncated_tokens": np.zeros(1, np.int32),
         "job_ticket": np.array([ticket], np.int64),
     }
     tensors = []
