@@ -1,6 +1,7 @@
 """The commands of docs/tuning.md, in their order, and a server over what they make."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ def test_a_repository_in_half_precision_with_stages_on_the_cpu_serves_nearly_the
     commands = re.findall(r"^\$ (.*)$", (ROOT / "docs" / "tuning.md").read_text(), re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        line = command.replace(".venv/bin/python", sys.executable)
-        line = line.replace(".demo/checkpoint", str(demo_checkpoint)).replace(".demo/half", str(half))
+        line = command.replace(".venv/bin/python", shlex.quote(sys.executable))
+        line = line.replace(".demo/checkpoint", shlex.quote(str(demo_checkpoint)))
+        line = line.replace(".demo/half", shlex.quote(str(half)))
         subprocess.run(["bash", "-c", line], cwd=ROOT, check=True, timeout=240)  # noqa: S607
     assert (half / "vae" / "config.pbtxt").read_text().count("KIND_CPU") == 1
     assert "KIND_AUTO" in (half / "unet" / "config.pbtxt").read_text()
