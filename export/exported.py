@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from export.model_names import ModelNames
+from export.output_folder import VERSION
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def write_record(repository: Path, names: ModelNames, checkpoint: str) -> None:
 
 def read_record(repository: Path, names: ModelNames) -> Exported | None:
     """Return what the ensemble was exported from; None where there are no weights."""
-    if not (repository / names.of("unet") / "1" / "unet").exists():
+    if not (repository / names.of("unet") / VERSION / "unet").exists():
         return None
     try:
         return Exported(**json.loads(_record(repository, names).read_text(encoding="utf-8")))
@@ -57,4 +58,4 @@ def code_digest() -> str:
 
 
 def _record(repository: Path, names: ModelNames) -> Path:
-    return repository / names.of("tokenizer") / "1" / "checkpoint.json"
+    return repository / names.of("tokenizer") / VERSION / "checkpoint.json"

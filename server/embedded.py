@@ -237,15 +237,16 @@ class EmbeddedServer:
         deadline = time.monotonic() + self._ready_timeout_s
         while not self._is_ready():
             self._check_alive(process, COULD_NOT_START)
-            if failure := model_process_failure(self._log_of(process)):
-                raise ServerError(failure, tail(self._log_of(process)))
+            log = self._log_of(process)
+            if failure := model_process_failure(log):
+                raise ServerError(failure, tail(log))
             if self.stop_requested:
                 raise ServerError("The server was stopped before it was ready.")
             if time.monotonic() >= deadline:
                 raise ServerError(
                     f"The models were not ready in {self._ready_timeout_s:g} s: see the log, or allow more with "
                     f"--ready-timeout-s.",
-                    tail(self._log_of(process)),
+                    tail(log),
                 )
             time.sleep(POLL_S)
         self._check_alive(process, COULD_NOT_START)
