@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.checks import is_loopback, resolve_host
-from server.embedded import READY_TIMEOUT_S, STOP_TIMEOUT_S, EmbeddedServer
+from server.embedded import EmbeddedServer
 from server.errors import ServerError
+from server.restarts import Restarts
+from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S
+
+CUT = 3
+"""The exit status where the time for requests to finish wasn't enough."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve a model repository until SIGINT or SIGTERM.
 
     Returns:
-        0 after a requested stop, 1 where the server could not start or died.
+        0 after a requested stop, CUT where requests had to be cut for it, 1 where the server could not start or died.
     """
     options = _parse(arguments)
     server = EmbeddedServer(
@@ -30,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stop_timeout_s=options.stop_timeout_s,
         extra_arguments=options.extra_arguments,
         on_log=_print_log if options.verbose or options.log_verbose else None,
+        on_event=lambda sentence: print(sentence, file=sys.stderr, flush=True),
+        front=not options.no_front,
+        expose_internals=options.expose_internals,
+        max_restarts=options.max_restarts,
     )
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: server.request_stop())
@@ -39,8 +48,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not server.stop_requested:
             return _fail(error, show_log=not options.verbose)
     finally:
-        server.stop()
-    return 0
+        num_cut = server.stop()
+    if num_cut:
+        print(
+            f"{_requests(num_cut)} not finished within {options.stop_timeout_s:g} s, and answered UNAVAILABLE.",
+            file=sys.stderr,
+        )
+    return CUT if num_cut else 0
+
+
+def _requests(number: int) -> str:
+    return "1 request was" if number == 1 else f"{number} requests were"
 
 
 def _serve(server: EmbeddedServer, options: argparse.Namespace) -> None:
@@ -51,6 +69,11 @@ def _serve(server: EmbeddedServer, options: argparse.Namespace) -> None:
                 f"encryption of its own.",
                 file=sys.stderr,
             )
+    if options.no_front or options.expose_internals:
+        what = "there is no front" if options.no_front else "the front lets everything through"
+        print(
+            f"Warning: {what}: whoever reaches this server can end it, and read what others ask of it.", file=sys.stderr
+        )
     server.start()
     print(
         f"Ready: http://{server.http_url} grpc://{server.grpc_url} metrics http://{server.metrics_url}/metrics "
@@ -92,6 +115,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="S",
         help="time for requests to finish at the end",
     )
+    add(
+        "--max-restarts",
+        type=int,
+        default=Restarts.MAX_RESTARTS,
+        metavar="N",
+        help="times in ten minutes that what has died is started again, before the server ends; 0 for never",
+    )
+    add(
+        "--expose-internals",
+        action="store_true",
+        help="let through what isn't public: stages, statistics, shared memory, logging; on loopback alone",
+    )
+    add("--no-front", action="store_true", help="let Triton itself listen on the ports, unprotected: for comparisons")
     add("--verbose", action="store_true", help="show Triton's log on stderr")
     add("--log-verbose", type=int, default=0, metavar="LEVEL", help="Triton's verbose logging level; implies --verbose")
     add("extra_arguments", nargs="*", metavar="OPTION", help="after `--`: options for tritonserver itself")

@@ -184,18 +184,18 @@ def _missing_files(model: Path) -> list[Path]:
     if not versions:
         raise ServerError(f"{model} has no version folder: make {model / '1'} (an ensemble's stays empty).")
     text = config.read_text(encoding="utf-8")
-    backend = _string_field(text, "backend")
+    backend = string_field(text, "backend")
     if backend and not (BACKENDS / backend).is_dir() and backend not in _WEIGHTS_FILE:
         raise ServerError(
             f"{config} asks for the backend {backend!r}, and the embedded server has {_and(_WEIGHTS_FILE)} only: run "
             f"this model in Triton's container."
         )
-    file_name = _string_field(text, "default_model_filename") or _WEIGHTS_FILE.get(backend, "")
+    file_name = string_field(text, "default_model_filename") or _WEIGHTS_FILE.get(backend, "")
     newest = max(versions, key=lambda version: int(version.name))
     return [newest / file_name] if file_name and not (newest / file_name).exists() else []
 
 
-def _string_field(config: str, name: str) -> str:
+def string_field(config: str, name: str) -> str:
     """Value of a string field that stands at the start of a line of a `config.pbtxt`; an empty string without one."""
     match = re.search(rf"""^\s*{name}\s*:\s*["']([^"']*)["']""", config, re.MULTILINE)
     return match[1] if match else ""

@@ -1,48 +1,43 @@
-"""One tritonserver from its start to its end, as a context manager."""
+"""The embedded server: Triton, the front before it, and a keeper that starts again what has died."""
 
-import http.client
 import os
-import secrets
-import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from server.checks import Listener, check_model_repository, check_platform, choose_ports, resolve_host
+from server.checks import Listener, check_model_repository, check_platform, choose_ports, is_loopback, resolve_host
 from server.errors import ServerError
+from server.front.process import FrontFolder, FrontOptions, FrontProcess
 from server.installation import Installation, find_installation
-from server.process import SupervisedProcess
-from server.triton_log import failure_reasons, model_process_failure, tail, without_gpu_complaints
-from server.workspace import Workspace, create_workspace, readable
+from server.public_models import find_public_models
+from server.restarts import Restarts
+from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S, Triton, TritonAddress, TritonOptions
 
-READY_TIMEOUT_S = 600.0
-STOP_TIMEOUT_S = 30.0
-POLL_S = 0.05
-PROBE_TIMEOUT_S = 2.0
+POLL_S = 0.1
+CUT_TIMEOUT_S = 3.0
+"""How long requests that are cut at the end may take to be answered."""
 
-DEFAULT_ENVIRONMENT = Path(__file__).with_name("triton.env")
+RESTARTING = "the server is started again: try again in some seconds."
 
-JOB_BOARDS = "audioldm2_jobs_{namespace}_{pid}_*"
-"""The folders in shared memory that the models `jobs` of a server make (`model_repository/jobs/1/job_folder.py`)."""
-
-COULD_NOT_START = "could not start"
-
-# A free port that was picked here may be taken by another process before tritonserver listens on it.
+# A free port that was picked here may be taken by another process before the server listens on it.
 START_ATTEMPTS = 3
 PORT_TAKEN = "already in use"
 
 
 class EmbeddedServer:
-    """Triton Inference Server over one model repository, in processes of its own.
+    """Triton Inference Server over one model repository, behind a front, in processes of their own.
 
     Use it as a context manager, or call `start` and, whatever happens, `stop`. Nothing is left behind by either: no
-    process, no temporary folder, no shared memory, even where this process or tritonserver is killed.
+    process, no temporary folder, no shared memory, even where this process or any of its children is killed. What dies
+    is started again.
 
     Args:
         model_repository: Folder with one folder per model.
-        host: IPv4 address or name for HTTP and gRPC. Triton has no authentication: keep it on loopback.
+        host: IPv4 address or name for HTTP and gRPC. There is no authentication: keep it on loopback.
         http_port: 0 picks a free port, as for the other two.
         grpc_port: Port of the gRPC endpoint.
         metrics_port: Port of the Prometheus metrics.
@@ -52,7 +47,12 @@ class EmbeddedServer:
         stop_timeout_s: How long requests in flight may take to finish when the server is stopped, in seconds.
         extra_arguments: More options for tritonserver, such as `("--cache-config", "local,size=1048576")`. It runs in
             an empty folder, so paths among them must be absolute.
-        on_log: Called with whole lines of tritonserver's log while `start` and `wait` run.
+        on_log: Called with whole lines of tritonserver's log, by a thread of the server's own.
+        on_event: Called by that thread with a sentence when something has died, and when it is back.
+        front: Whether the front is there. Without it Triton itself listens on the ports: anybody who reaches them can
+            end it, call its stages and register shared memory.
+        expose_internals: Whether the front lets through what isn't public, too; on loopback alone.
+        max_restarts: How often what has died is started again within ten minutes; after that, the server ends.
     """
 
     def __init__(
@@ -69,6 +69,10 @@ class EmbeddedServer:
         stop_timeout_s: float = STOP_TIMEOUT_S,
         extra_arguments: Sequence[str] = (),
         on_log: Callable[[str], None] | None = None,
+        on_event: Callable[[str], None] | None = None,
+        front: bool = True,
+        expose_internals: bool = False,
+        max_restarts: int = Restarts.MAX_RESTARTS,
     ) -> None:
         self._model_repository = Path(model_repository).absolute()
         self._host, self._metrics_host = host, metrics_host
@@ -77,10 +81,16 @@ class EmbeddedServer:
         self._ready_timeout_s = ready_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._extra_arguments = tuple(extra_arguments)
-        self._on_log = on_log
-        self._process: SupervisedProcess | None = None
-        self._links: dict[Path, Path] = {}
+        self._on_log, self._on_event = on_log, on_event
+        self._has_front, self._exposes_internals = front, expose_internals
+        self._max_restarts = max_restarts
         self._listeners: tuple[Listener, ...] = ()
+        self._folder: FrontFolder | None = None
+        self._front: FrontProcess | None = None
+        self._triton: Triton | None = None
+        self._keeper: threading.Thread | None = None
+        self._failure: ServerError | None = None
+        self._ending = threading.Event()
         self._final_log = ""
         self._stop_requests = 0
 
@@ -109,12 +119,14 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Tritonserver's process id.
+        """Tritonserver's process id; another one after a restart.
 
         Raises:
             ServerError: The server isn't running.
         """
-        return self._running().pid
+        if self._triton is None:
+            raise _not_running()
+        return self._triton.pid
 
     @property
     def stop_requested(self) -> bool:
@@ -122,60 +134,129 @@ class EmbeddedServer:
         return self._stop_requests > 0
 
     def start(self) -> Self:
-        """Check everything, start tritonserver and wait until all models are ready.
+        """Check everything, start tritonserver and the front, and wait until all models are ready.
 
         Raises:
             ServerError: It can't start, or isn't ready in time; its `log_tail` has the end of Triton's log.
         """
-        if self._process is not None:
+        if self._triton is not None:
             raise ServerError("This server is already running: stop it first.")
         check_platform()
         installation = find_installation()
         check_model_repository(self._model_repository)
+        self._check_exposure()
+        self._ending.clear()
+        self._failure = None
         for attempts_left in reversed(range(START_ATTEMPTS)):
             try:
                 self._start_once(installation)
                 break
             except ServerError as error:
-                if not (attempts_left and 0 in self._ports and PORT_TAKEN in str(error)):
+                if not (attempts_left and 0 in self._ports and PORT_TAKEN in f"{error}{error.log_tail}".lower()):
                     raise
+        self._keeper = threading.Thread(target=self._keep, args=[installation], name="server-keeper", daemon=True)
+        self._keeper.start()
         return self
 
     def wait(self) -> None:
         """Block until `request_stop` is called.
 
         Raises:
-            ServerError: tritonserver ended by itself.
+            ServerError: The server has died, and was started again too often already, or couldn't be.
         """
-        process = self._running()
+        if self._keeper is None:
+            raise _not_running()
         while not self.stop_requested:
-            self._check_alive(process, "died")
+            if self._failure is not None:
+                raise self._failure
             time.sleep(POLL_S)
 
-    def stop(self) -> None:
-        """Let requests in flight finish, within the stop timeout, and end the server; nothing if it isn't running."""
-        if self._process is not None:
-            self._process.stop()
-            self._abandon()
+    def stop(self) -> int:
+        """End the server; nothing if it isn't running.
+
+        Requests in flight may finish within the stop timeout, while new ones are refused. Then the rest is answered
+        with UNAVAILABLE.
+
+        Returns:
+            How many requests were answered so, and not finished.
+        """
+        self._ending.set()
+        if self._keeper is not None:
+            self._keeper.join()
+            self._keeper = None
+        try:
+            return self._drain()
+        finally:
+            self._close()
 
     def request_stop(self) -> None:
         """Make `start` and `wait` return soon; called again, kill the server. May be called from a signal handler."""
         self._stop_requests += 1
-        if self._stop_requests > 1 and self._process is not None:
-            self._process.kill()
+        if self._stop_requests > 1 and self._triton is not None:
+            self._triton.kill()
 
     def log_text(self) -> str:
         """All that tritonserver and its Python models have logged; after the end, all that they had."""
-        return self._log_of(self._process) if self._process is not None else self._final_log
+        return self._triton.log_text() if self._triton is not None else self._final_log
+
+    def _check_exposure(self) -> None:
+        if self._exposes_internals and not is_loopback(resolve_host(self._host, "--host")):
+            raise ServerError(
+                f"--expose-internals lets callers reach what can end the server, on loopback alone, and --host is "
+                f"{self._host}: leave one of them out."
+            )
 
     def _start_once(self, installation: Installation) -> None:
         self._listeners = self._choose_listeners()
         try:
-            self._process = self._spawn(installation)
-            self._wait_until_ready(self._process)
+            if self._has_front:
+                self._folder = FrontFolder()
+                self._front = self._start_front()
+                self._front.set_unavailable("the models are being loaded: try again in some seconds.")
+            self._start_triton(installation)
+            if self._front is not None:
+                self._front.set_unavailable("")
         except BaseException:
-            self._abandon()
+            self._close()
             raise
+
+    def _start_front(self) -> FrontProcess:
+        assert self._folder is not None  # noqa: S101 - for the type checker
+        public = find_public_models(self._model_repository)
+        http, grpc, metrics = self._listeners
+        options = FrontOptions(
+            http=f"{http.address}:{http.port}",
+            grpc=f"{grpc.address}:{grpc.port}",
+            metrics=f"{metrics.address}:{metrics.port}",
+            models=public.names,
+            jobs_models=public.jobs,
+            exposes_internals=self._exposes_internals,
+        )
+        triton = self._triton_addresses()
+        return FrontProcess(options, self._folder, triton[0].url, f"{triton[1].host}:{triton[1].port}", triton[2].url)
+
+    def _start_triton(self, installation: Installation) -> None:
+        http, grpc, metrics = self._triton_addresses()
+        if self._folder is not None:
+            self._folder.remove_sockets("triton")
+        options = TritonOptions(
+            model_repository=self._model_repository,
+            http=http,
+            grpc=grpc,
+            metrics=metrics,
+            log_verbose=self._log_verbose,
+            ready_timeout_s=self._ready_timeout_s,
+            stop_timeout_s=self._stop_timeout_s,
+            extra_arguments=self._extra_arguments,
+        )
+        self._triton = Triton(options, installation, self._on_log)
+        self._triton.wait_until_ready(lambda: self.stop_requested or self._ending.is_set())
+
+    def _triton_addresses(self) -> tuple[TritonAddress, ...]:
+        """Where Triton listens: on sockets that only this user reaches, or, without a front, on the public ports."""
+        if self._folder is None:
+            return tuple(TritonAddress(listener.address, listener.port) for listener in self._listeners)
+        return tuple(TritonAddress(self._folder.socket(f"triton_{name}"), 1) for name in ("http", "grpc", "metrics"))
 
     def _choose_listeners(self) -> tuple[Listener, ...]:
         host = resolve_host(self._host, "--host")
@@ -189,134 +270,98 @@ class EmbeddedServer:
         ports = choose_ports(wanted)
         return tuple(Listener(w.option, w.address, port) for w, port in zip(wanted, ports, strict=True))
 
-    def _spawn(self, installation: Installation) -> SupervisedProcess:
-        workspace = create_workspace(installation)
+    def _keep(self, installation: Installation) -> None:
+        """Look after the server until it is stopped, or can't be kept."""
+        restarts = Restarts(self._max_restarts)
         try:
-            return self._spawn_in(workspace, installation)
-        except BaseException:
-            shutil.rmtree(workspace.root, ignore_errors=True)
-            raise
+            while not self._ending.wait(POLL_S):
+                if fault := self._find_fault_of_triton():
+                    self._restart_triton(fault, restarts, installation)
+                elif self._front is not None and not self._front.is_alive():
+                    self._restart_front(restarts)
+        except ServerError as error:
+            if not self._ending.is_set():
+                self._failure = error
 
-    def _spawn_in(self, workspace: Workspace, installation: Installation) -> SupervisedProcess:
-        prefix = f"embedded_triton_{os.getpid()}_{secrets.token_hex(4)}_"
-        command = self._command(installation, workspace, prefix)
-        self._links = workspace.links
-        return SupervisedProcess(
-            command,
-            environment=_environment(installation, workspace),
-            current_directory=workspace.current_directory,
-            workspace=workspace.root,
-            log=workspace.log,
-            shared_memory_prefix=prefix,
-            shared_memory_folders=JOB_BOARDS,
-            stop_timeout_s=self._stop_timeout_s,
-        )
+    def _find_fault_of_triton(self) -> ServerError | None:
+        if self._triton is None:
+            return None
+        try:
+            self._triton.check()
+        except ServerError as error:
+            return error
+        return None
 
-    def _command(self, installation: Installation, workspace: Workspace, shared_memory_prefix: str) -> list[str]:
-        http, grpc, metrics = self._listeners
-        return [
-            str(installation.tritonserver),
-            f"--model-repository={workspace.plain(self._model_repository)}",
-            f"--backend-directory={workspace.backends}",
-            f"--cache-directory={workspace.plain(installation.cache_directory)}",
-            f"--backend-config=python,shm-region-prefix-name={shared_memory_prefix}",
-            f"--http-address={http.address}",
-            f"--http-port={http.port}",
-            f"--grpc-address={grpc.address}",
-            f"--grpc-port={grpc.port}",
-            f"--metrics-address={metrics.address}",
-            f"--metrics-port={metrics.port}",
-            f"--exit-timeout-secs={max(1, round(self._stop_timeout_s))}",
-            f"--log-verbose={self._log_verbose}",
-            # Configurations are complete; completing them would start every Python model twice.
-            "--disable-auto-complete-config",
-            *self._extra_arguments,
-        ]
+    def _restart_triton(self, fault: ServerError, restarts: Restarts, installation: Installation) -> None:
+        """End what is left of Triton, which answers its callers, and start it again.
 
-    def _wait_until_ready(self, process: SupervisedProcess) -> None:
-        deadline = time.monotonic() + self._ready_timeout_s
-        while not self._is_ready():
-            self._check_alive(process, COULD_NOT_START)
-            log = self._log_of(process)
-            if failure := model_process_failure(log):
-                raise ServerError(failure, tail(log))
-            if self.stop_requested:
-                raise ServerError("The server was stopped before it was ready.")
-            if time.monotonic() >= deadline:
-                raise ServerError(
-                    f"The models were not ready in {self._ready_timeout_s:g} s: see the log, or allow more with "
-                    f"--ready-timeout-s.",
-                    tail(log),
-                )
-            time.sleep(POLL_S)
-        self._check_alive(process, COULD_NOT_START)
+        Raises:
+            ServerError: It has died too often, or can't be started.
+        """
+        if self._front is not None:
+            self._front.set_unavailable(f"{str(fault).rstrip('.')}; {RESTARTING}")
+        self._close_triton()
+        self._report(str(fault))
+        if self._ending.wait(restarts.next_delay_s(fault)):
+            return
+        self._start_triton(installation)
+        if self._front is not None:
+            self._front.set_unavailable("")
+        self._report("The server is ready again.")
 
-    def _is_ready(self) -> bool:
-        """Whether all models are ready, and the metrics, which tritonserver starts last."""
-        metrics_wanted = not any("allow-metrics" in argument for argument in self._extra_arguments)
-        return _answers(self.http_url, "/v2/health/ready") and (
-            not metrics_wanted or _answers(self.metrics_url, "/metrics")
-        )
+    def _restart_front(self, restarts: Restarts) -> None:
+        fault = ServerError("The front has died.")
+        self._report(str(fault))
+        if self._front is not None and not self._ending.wait(restarts.next_delay_s(fault)):
+            self._front.close()
+            self._front = self._start_front()
 
-    def _check_alive(self, process: SupervisedProcess, what_happened: str) -> None:
-        if self._on_log is not None and (lines := without_gpu_complaints(process.new_log_lines())):
-            self._on_log(readable(lines, self._links))
-        status = process.exit_status()
-        if status is not None:
-            log = self._log_of(process)
-            raise ServerError(_death_sentence(log, status, what_happened), tail(log))
+    def _report(self, sentence: str) -> None:
+        if self._on_event is not None:
+            self._on_event(sentence)
 
-    def _abandon(self) -> None:
-        """Kill what still runs and let the supervisor clean up."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            self._final_log = self._log_of(process)
-            process.close()
+    def _drain(self) -> int:
+        """Wait for the requests in flight, and cut the rest; return how many that were."""
+        num_cut = 0
+        if self._front is not None:
+            if self._front.is_alive() and self._stop_requests < 2 and not self._front.stop(self._stop_timeout_s):
+                num_cut = self._cut(self._front)
+            self._front.close()  # before Triton, which waits until its connections are closed
+        if self._triton is not None:
+            self._triton.stop()
+        return num_cut
 
-    def _log_of(self, process: SupervisedProcess) -> str:
-        return readable(process.log_text(), self._links)
+    def _cut(self, front: FrontProcess) -> int:
+        """Have all requests answered that are with Triton: by a stage that sees the cancellation, or by its end."""
+        num_cut = front.cut()
+        if not front.wait_until_idle(CUT_TIMEOUT_S) and self._triton is not None:
+            self._triton.kill()
+            front.wait_until_idle(CUT_TIMEOUT_S)
+        return num_cut
 
-    def _running(self) -> SupervisedProcess:
-        if self._process is None:
-            raise ServerError("The server isn't running: start it first.")
-        return self._process
+    def _close(self) -> None:
+        """Kill what still runs, and let the supervisor clean up."""
+        with ExitStack() as stack:
+            if self._folder is not None:
+                stack.callback(self._folder.remove)
+            if self._front is not None:
+                stack.callback(self._front.close)
+            if self._triton is not None:
+                self._close_triton()
+            self._front = self._folder = None
+
+    def _close_triton(self) -> None:
+        if self._triton is not None:
+            triton, self._triton = self._triton, None
+            self._final_log = triton.close()
 
     def _url(self, index: int) -> str:
         if not self._listeners:
-            raise ServerError("The server isn't running: start it first.")
+            raise _not_running()
         listener = self._listeners[index]
         address = "127.0.0.1" if listener.address == "0.0.0.0" else listener.address  # noqa: S104 - compared, not bound
         return f"{address}:{listener.port}"
 
 
-def _answers(url: str, path: str) -> bool:
-    """Whether an HTTP GET is answered with 200."""
-    host, port = url.rsplit(":", 1)
-    connection = http.client.HTTPConnection(host, int(port), timeout=PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-def _environment(installation: Installation, workspace: Workspace) -> dict[str, str]:
-    """This process's environment, with the two search paths that tritonserver and its stubs need."""
-    lines = DEFAULT_ENVIRONMENT.read_text(encoding="utf-8").splitlines()
-    defaults = dict(line.split("=", 1) for line in lines if line[:1] not in ("", "#"))
-    environment = {**defaults, **workspace.home(), **os.environ}
-    for name, directories in (
-        ("PATH", [workspace.command_directory]),
-        ("LD_LIBRARY_PATH", [workspace.plain(directory) for directory in installation.library_directories]),
-    ):
-        inherited = [environment[name]] if environment.get(name) else []
-        environment[name] = os.pathsep.join([*(str(directory) for directory in directories), *inherited])
-    return environment
-
-
-def _death_sentence(log: str, status: int, what_happened: str) -> str:
-    how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    reasons = failure_reasons(log) if what_happened == COULD_NOT_START else []
-    return " ".join(reasons) or f"tritonserver {what_happened} ({how}): see its log."
+def _not_running() -> ServerError:
+    return ServerError("The server isn't running: start it first.")

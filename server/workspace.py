@@ -18,6 +18,9 @@ from server.installation import PYTHON_VERSION, Installation, python_command_dir
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
 
+MAX_PATH = 60
+"""Characters of a temporary folder's path: a Unix socket's has at most 107, and is in a folder of a folder."""
+
 # What a shell takes as it is, without the colon, which separates paths.
 _PLAIN = re.compile(r"[\w./+@%,=-]+", re.ASCII)
 _OTHER_TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - private folders are made in them
@@ -82,7 +85,7 @@ def create_workspace(installation: Installation) -> Workspace:
     Raises:
         ServerError: No `python3` command can be provided for the stub, or no temporary folder can be written to.
     """
-    root = _make_root()
+    root = make_private_folder()
     try:
         return _fill(root, installation)
     except BaseException as error:
@@ -95,8 +98,12 @@ def create_workspace(installation: Installation) -> Workspace:
         raise
 
 
-def _make_root() -> Path:
-    """Make a folder in the first place that will do: TMPDIR, and then those that every Linux has."""
+def make_private_folder() -> Path:
+    """Make a folder in the first place that will do: TMPDIR, and then those that every Linux has.
+
+    Raises:
+        ServerError: None will.
+    """
     try:
         first = Path(tempfile.gettempdir()).absolute()
     except OSError as error:
@@ -115,6 +122,8 @@ def _check_parent(folder: Path) -> None:
     """Raise OSError unless Triton can start programs in a folder."""
     if not is_plain(folder):
         raise OSError("its path has more than ASCII letters, digits and ./+@%,=_-")
+    if len(str(folder)) > MAX_PATH:
+        raise OSError(f"its path is longer than {MAX_PATH} characters, and those of Unix sockets are short")
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise OSError("programs can't run in it, it is mounted noexec")
 

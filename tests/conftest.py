@@ -21,7 +21,7 @@ from diffusers import AudioLDM2Pipeline
 from export.checkpoint import Checkpoint
 from export.demo import write_checkpoint
 from export.repository import StageResult, export_checkpoint
-from server import EmbeddedServer, embedded
+from server import EmbeddedServer, triton as triton_module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,7 +46,7 @@ def _no_unmarked_server(request: pytest.FixtureRequest) -> Iterator[None]:
     """Without the tests marked `server`, a test that starts one all the same fails."""
     with pytest.MonkeyPatch.context() as patch:
         if "not server" in request.config.option.markexpr:
-            patch.setattr(embedded, "SupervisedProcess", _refuse_to_start)
+            patch.setattr(triton_module, "SupervisedProcess", _refuse_to_start)
         yield
 
 
@@ -110,8 +110,8 @@ def exported_repository(
 
 @pytest.fixture(scope="session")
 def triton(exported_repository: Path) -> Iterator[EmbeddedServer]:
-    """A real tritonserver that serves the exported demo checkpoint."""
-    with EmbeddedServer(exported_repository) as server:
+    """A real server of the exported demo checkpoint, whose stages can be called, too."""
+    with EmbeddedServer(exported_repository, expose_internals=True) as server:
         yield server
 
 

@@ -1,0 +1,120 @@
+"""The process of the front: the door, and Envoy as its child.
+
+Standard input carries orders, one in a line:
+
+- `unavailable SENTENCE`: refuse everything with the sentence, for Triton is started again; `available` ends that;
+- `stop`: take no more generations. Answered with `idle`, once all that are with Triton are answered and sent;
+- `cut`: cancel what is with Triton, and tell its callers that the server stops. Answered with `cut N`.
+
+End of file ends the front. Standard output carries these answers, and `ready` at the start.
+"""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import grpc.aio
+
+from server.errors import ServerError
+from server.front.door import Door
+from server.front.envoy import MAX_BODY_BYTES, Endpoints, ask_envoy, start_envoy
+from server.front.targets import Access
+
+POLL_S = 0.02
+CHANNEL_OPTIONS = [("grpc.max_receive_message_length", 2 * MAX_BODY_BYTES)]
+
+
+async def run(endpoints: Endpoints, access: Access, jobs_models: Sequence[str], folder: Path) -> int:
+    """Serve until standard input ends, or Envoy.
+
+    Returns:
+        0, or 1 if Envoy has ended by itself.
+    """
+    async with grpc.aio.insecure_channel(_grpc_target(endpoints.triton_grpc)) as triton:
+        door = Door(access, jobs_models, triton)
+        server = grpc.aio.server(options=CHANNEL_OPTIONS)
+        server.add_generic_rpc_handlers([door.service()])
+        server.add_insecure_port(_grpc_target(endpoints.door))
+        await server.start()
+        envoy = await start_envoy(endpoints, folder)
+        _tell("ready")
+        orders = asyncio.create_task(_obey(door, endpoints.admin))
+        ended = asyncio.create_task(envoy.wait())
+        await asyncio.wait([orders, ended], return_when=asyncio.FIRST_COMPLETED)
+        has_failed = ended.done()
+        if not has_failed:
+            envoy.kill()
+            await ended
+        orders.cancel()
+        await server.stop(None)
+        return int(has_failed)
+
+
+async def _obey(door: Door, admin: str) -> None:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    idle: asyncio.Task[None] | None = None
+    while line := (await reader.readline()).decode():
+        order, _, rest = line.rstrip("\n").partition(" ")
+        match order:
+            case "unavailable":
+                door.set_unavailable(rest)
+            case "available":
+                door.set_unavailable("")
+            case "stop":
+                door.stop()
+                idle = idle or loop.create_task(_tell_when_idle(door, admin))
+            case "cut":
+                _tell(f"cut {door.cancel_all()}")
+
+
+async def _tell_when_idle(door: Door, admin: str) -> None:
+    while door.num_live or await _active_requests(admin):
+        await asyncio.sleep(POLL_S)
+    _tell("idle")
+
+
+async def _active_requests(admin: str) -> int:
+    """Return how many requests Envoy still takes or answers."""
+    statistics = await ask_envoy(admin, "GET /stats?filter=http.(http|grpc).downstream_rq_active")
+    lines = [line for line in statistics.splitlines() if line.startswith("http.")]
+    return sum(int(line.rpartition(": ")[2]) for line in lines)
+
+
+def _grpc_target(endpoint: str) -> str:
+    return endpoint if endpoint.startswith("unix:") else f"ipv4:{endpoint}"
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the front.
+
+    Returns:
+        0 after the end of standard input, 1 where Envoy can't be started or has died.
+    """
+    parser = argparse.ArgumentParser(prog="python -m server.front", description=__doc__)
+    for endpoint in fields(Endpoints):
+        parser.add_argument(f"--{endpoint.name.replace('_', '-')}", required=True, metavar="HOST:PORT|unix:PATH")
+    parser.add_argument("--models", required=True, help="public models, with commas")
+    parser.add_argument("--jobs-models", default="", help="job boards, with commas")
+    parser.add_argument("--expose-internals", action="store_true", help="everything else can be reached, too")
+    parser.add_argument("--folder", type=Path, required=True, help="private; Envoy's configuration and log go there")
+    options = parser.parse_args(arguments)
+    endpoints = Endpoints(**{endpoint.name: getattr(options, endpoint.name) for endpoint in fields(Endpoints)})
+    access = Access(frozenset(options.models.split(",")), options.expose_internals)
+    try:
+        return asyncio.run(run(endpoints, access, [m for m in options.jobs_models.split(",") if m], options.folder))
+    except ServerError as error:
+        print(f"error: {error}\n{error.log_tail}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

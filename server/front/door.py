@@ -1,0 +1,126 @@
+"""The door: Envoy's external processor. It decides what reaches Triton, and ends what nobody waits for any more.
+
+https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/ext_proc_filter
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+from envoy.service.ext_proc.v3 import external_processor_pb2
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from server.front.exchange import Exchange
+from server.front.refusals import UNAVAILABLE, RefusedError
+from server.front.targets import Access
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+CANCEL_TIMEOUT_S = 30.0
+STOPPING = "the server stops."
+LOST = "the server has ended before it answered, and is started again: try again in some seconds."
+
+
+class Door:
+    """Answers Envoy, and knows which requests are with Triton.
+
+    Args:
+        access: What can be reached.
+        jobs_models: The job boards, through which requests are cancelled.
+        triton: Channel to Triton.
+    """
+
+    def __init__(self, access: Access, jobs_models: Iterable[str], triton: grpc.aio.Channel) -> None:
+        self.access = access
+        self.jobs_models = frozenset(jobs_models)
+        self._triton = service_pb2_grpc.GRPCInferenceServiceStub(triton)
+        self._unavailable = ""
+        self._exchanges: set[Exchange] = set()
+        self._cancellations: set[asyncio.Task[None]] = set()
+        self._is_stopping = False
+
+    def service(self) -> grpc.GenericRpcHandler:
+        """Return Envoy's service `ExternalProcessor`."""
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._process,
+            request_deserializer=external_processor_pb2.ProcessingRequest.FromString,
+            response_serializer=external_processor_pb2.ProcessingResponse.SerializeToString,
+        )
+        return grpc.method_handlers_generic_handler(SERVICE, {"Process": handler})
+
+    @property
+    def num_live(self) -> int:
+        """Requests that are with Triton."""
+        return len(self._exchanges)
+
+    def set_unavailable(self, sentence: str) -> None:
+        """Refuse what comes from now on with `sentence`; an empty one lets it in again."""
+        self._unavailable = sentence
+
+    def stop(self) -> None:
+        """Take no more generations; the job boards still answer."""
+        self._is_stopping = True
+
+    def cancel_all(self) -> int:
+        """Cancel what is with Triton; return how many that are. Their callers are told that the server stops."""
+        for exchange in self._exchanges:
+            if exchange.inference is not None:
+                exchange.is_cut = True
+                self._cancel_soon(exchange.inference.request_id)
+        return len(self._exchanges)
+
+    def check_available(self, model: str) -> None:
+        """Refuse a request for `model` (or, where that is empty, say that the server isn't ready) where it must wait.
+
+        Raises:
+            RefusedError: The server stops, or is started again.
+        """
+        if self._unavailable:
+            raise RefusedError(UNAVAILABLE, self._unavailable)
+        if self._is_stopping and model not in self.jobs_models:
+            raise RefusedError(UNAVAILABLE, STOPPING)
+
+    def why_lost(self) -> str:
+        """Return the sentence for a request that was with Triton when that ended."""
+        return STOPPING if self._is_stopping else self._unavailable or LOST
+
+    async def _process(self, request_iterator: AsyncIterator[Any], _: object) -> AsyncIterator[Any]:
+        """Answer each part of one request; after the last, find out whether its caller has left."""
+        exchange = Exchange(self)
+        try:
+            async for message in request_iterator:
+                response = exchange.respond(message)
+                self._note(exchange)
+                yield response
+        finally:
+            self._exchanges.discard(exchange)
+            if exchange.inference is not None:
+                self._cancel_soon(exchange.inference.request_id)
+
+    def _note(self, exchange: Exchange) -> None:
+        if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
+            self._exchanges.add(exchange)
+        else:
+            self._exchanges.discard(exchange)
+
+    def _cancel_soon(self, request_id: str) -> None:
+        task = asyncio.get_running_loop().create_task(self._cancel(request_id))
+        self._cancellations.add(task)
+        task.add_done_callback(self._cancellations.discard)
+
+    async def _cancel(self, request_id: str) -> None:
+        if any(e.inference and e.inference.request_id == request_id and not e.is_cut for e in self._exchanges):
+            return  # somebody else's request has the same id, and somebody waits for it
+        for model in self.jobs_models:
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self._triton.ModelInfer(_cancellation(model, request_id), timeout=CANCEL_TIMEOUT_S)
+
+
+def _cancellation(model: str, request_id: str) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for name, text in (("request_id", request_id.encode()), ("action", b"cancel")):
+        request.inputs.add(name=name, datatype="BYTES", shape=[1])
+        request.raw_input_contents.append(len(text).to_bytes(4, "little") + text)
+    return request

@@ -1,0 +1,207 @@
+"""One request and its answer, as Envoy tells of them: what the door says to each part."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from envoy.config.core.v3 import base_pb2
+from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from envoy.type.v3 import http_status_pb2
+
+from server.front import grpc_inference, http_inference
+from server.front.inference import Inference, new_id
+from server.front.refusals import DEADLINE, ENCODING, INVALID, RETRY_AFTER_S, UNAVAILABLE, RefusedError
+from server.front.targets import Access, Kind, Target
+
+REQUEST_ID = "x-request-id"
+MAX_ID_BYTES = 128
+JSON_LENGTH = "inference-header-content-length"
+UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
+TIMEOUT_MARGIN_S = 1.0
+"""How much later than a stage the front notices that a caller's time is up: a stage says more."""
+
+_Mode = processing_mode_pb2.ProcessingMode
+_HEADERS_ALONE = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.NONE, response_header_mode=_Mode.SKIP)
+_LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
+_TIMEOUT_DETAIL = "response_timeout"
+
+
+class ServerState(Protocol):
+    """What the door knows of the server."""
+
+    access: Access
+    jobs_models: frozenset[str]
+
+    def check_available(self, model: str) -> None:
+        """Refuse a request that must wait."""
+
+    def why_lost(self) -> str:
+        """Return why a request gets no answer."""
+
+
+@dataclass(eq=False)
+class Exchange:
+    """What has been seen of one request.
+
+    Attributes:
+        state: What the door knows of the server.
+        target: What it is for, once its headers have come.
+        is_grpc: Whether it is a gRPC call.
+        headers: Of the request, names in lower case.
+        inference: What was let through to Triton, and isn't answered yet; None before and after.
+        is_cut: Whether it was cancelled because the server stops.
+    """
+
+    state: ServerState
+    target: Target | None = None
+    is_grpc: bool = False
+    headers: dict[str, str] = field(default_factory=dict)
+    inference: Inference | None = None
+    is_cut: bool = False
+
+    def respond(self, message: Any) -> Any:
+        """Say what Envoy shall do with a part of the request or of its answer.
+
+        Args:
+            message: A `ProcessingRequest`.
+
+        Returns:
+            A `ProcessingResponse`.
+        """
+        try:
+            match message.WhichOneof("request"):
+                case "request_headers":
+                    return self._on_request_headers(message.request_headers)
+                case "request_body":
+                    return self._on_request_body(message.request_body.body)
+                case "response_headers":
+                    return self._on_response_headers(message)
+                case part:
+                    raise RefusedError(INVALID, f"{part} isn't expected.")
+        except RefusedError as error:
+            return self._refusal(error)
+
+    def _on_request_headers(self, request: Any) -> Any:
+        self.headers = {h.key: h.raw_value.decode("latin-1") for h in request.headers.headers}
+        self.is_grpc = self.headers.get("content-type", "").startswith("application/grpc")
+        self.target = self._find_target()
+        if self.target.kind is Kind.SERVER_READY:
+            self.state.check_available("")
+        if self.target.kind.has_body and request.end_of_stream:
+            raise RefusedError(INVALID, "the request has no body.")
+        is_done = request.end_of_stream or not (self.target.kind.has_body or self.target.kind is Kind.INTERNAL)
+        return ext_proc.ProcessingResponse(
+            request_headers=ext_proc.HeadersResponse(), mode_override=_HEADERS_ALONE if is_done else None
+        )
+
+    def _find_target(self) -> Target:
+        if self.is_grpc:
+            return self.state.access.grpc_target(self.headers[":path"])
+        target = self.state.access.http_target(self.headers[":method"], self.headers[":path"])
+        if self.headers.get("content-encoding", "identity") != "identity":
+            raise RefusedError(ENCODING, "compressed bodies aren't taken: send it without Content-Encoding.")
+        return target
+
+    def _on_request_body(self, body: bytes) -> Any:
+        inference = self._read(body)
+        if inference is None:
+            return ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
+        self.state.check_available(inference.model)
+        self.inference = inference
+        headers = {"content-length": str(len(inference.body))}
+        if inference.request_id:
+            headers[REQUEST_ID] = inference.request_id
+        if inference.json_length is not None:
+            headers[JSON_LENGTH] = str(inference.json_length)
+        if inference.timeout_s is not None:
+            headers[UPSTREAM_TIMEOUT] = str(int((inference.timeout_s + TIMEOUT_MARGIN_S) * 1000))
+        return ext_proc.ProcessingResponse(
+            request_body=ext_proc.BodyResponse(
+                response=ext_proc.CommonResponse(
+                    header_mutation=ext_proc.HeaderMutation(set_headers=_header_options(headers.items())),
+                    body_mutation=ext_proc.BodyMutation(body=inference.body),
+                )
+            )
+        )
+
+    def _read(self, body: bytes) -> Inference | None:
+        """Read what goes to Triton; None for what goes as it came."""
+        target = self.target
+        if target is None:
+            raise RefusedError(INVALID, "a body came before its headers.")
+        match target.kind:
+            case Kind.HTTP_INFER:
+                json_length = self.headers.get(JSON_LENGTH)
+                return http_inference.read_inference(body, target.model, json_length, self._choose_id)
+            case Kind.HTTP_GENERATE:
+                return http_inference.read_generate(body, target.model, self._choose_id)
+            case Kind.GRPC_INFER:
+                inference = grpc_inference.read_inference(body, self._choose_id)
+                self.state.access.check_model(inference.model)
+                return inference
+            case Kind.GRPC_MODEL:
+                self.state.access.check_model(grpc_inference.read_model_name(body))
+            case Kind.INTERNAL if not self.is_grpc and body:
+                http_inference.read_json(body)
+        return None
+
+    def _choose_id(self, model: str, in_message: str) -> str:
+        """Return the id that the message has, else the header `x-request-id`, else a new one; job boards need none."""
+        if in_message or model in self.state.jobs_models:
+            return in_message
+        in_header = self.headers.get(REQUEST_ID, "")
+        return in_header if 0 < len(in_header) <= MAX_ID_BYTES and in_header.isprintable() else new_id()
+
+    def _on_response_headers(self, message: Any) -> Any:
+        inference, self.inference = self.inference, None
+        if inference is None:
+            return ext_proc.ProcessingResponse(response_headers=ext_proc.HeadersResponse())
+        detail = _code_details(message)
+        if detail.startswith(_LOST_SERVERS) or (self.is_cut and _has_failed(message)):
+            raise RefusedError(UNAVAILABLE, self.state.why_lost())
+        if detail.startswith(_TIMEOUT_DETAIL):
+            raise RefusedError(DEADLINE, f"the request's timeout of {inference.timeout_s:g} s is over.")
+        headers = [(REQUEST_ID, inference.request_id)] if inference.request_id else []
+        return ext_proc.ProcessingResponse(
+            response_headers=ext_proc.HeadersResponse(
+                response=ext_proc.CommonResponse(
+                    header_mutation=ext_proc.HeaderMutation(set_headers=_header_options(headers))
+                )
+            )
+        )
+
+    def _refusal(self, error: RefusedError) -> Any:
+        headers = [("retry-after", str(RETRY_AFTER_S))] if error.code is UNAVAILABLE else []
+        return ext_proc.ProcessingResponse(
+            immediate_response=ext_proc.ImmediateResponse(
+                status=http_status_pb2.HttpStatus(code=error.code.http),
+                headers=ext_proc.HeaderMutation(set_headers=_header_options(headers)),
+                body=error.sentence.encode(),
+                grpc_status=ext_proc.GrpcStatus(status=error.code.grpc.value[0]) if self.is_grpc else None,
+            )
+        )
+
+
+def _code_details(message: Any) -> str:
+    """Return Envoy's word for where an answer comes from: `via_upstream`, or why it is Envoy's own."""
+    for attributes in message.attributes.values():
+        if "response.code_details" in attributes.fields:
+            return str(attributes.fields["response.code_details"].string_value)
+    return ""
+
+
+def _has_failed(message: Any) -> bool:
+    """Say whether an answer is an error, of HTTP or of gRPC."""
+    headers = {h.key: h.raw_value for h in message.response_headers.headers.headers}
+    return headers.get(":status") != b"200" or headers.get("grpc-status", b"0") != b"0"
+
+
+def _header_options(headers: Iterable[tuple[str, str]]) -> list[Any]:
+    return [
+        base_pb2.HeaderValueOption(
+            header=base_pb2.HeaderValue(key=key, raw_value=value.encode()),
+            append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
+        )
+        for key, value in headers
+    ]
