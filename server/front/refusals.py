@@ -11,7 +11,7 @@ class Code:
     """What a kind of refusal is called by each protocol.
 
     Attributes:
-        tag: What the sentence starts with, in brackets.
+        tag: What the sentence starts with, in brackets; empty for nothing.
         http: HTTP's status.
         grpc: gRPC's.
     """
@@ -22,6 +22,7 @@ class Code:
 
 
 INVALID = Code("INVALID_ARG", 400, grpc.StatusCode.INVALID_ARGUMENT)
+UNKNOWN_MODEL = Code("", 404, grpc.StatusCode.NOT_FOUND)
 NOT_FOUND = Code("NOT_FOUND", 404, grpc.StatusCode.NOT_FOUND)
 METHOD = Code("NOT_FOUND", 405, grpc.StatusCode.UNIMPLEMENTED)
 UNIMPLEMENTED = Code("NOT_FOUND", 404, grpc.StatusCode.UNIMPLEMENTED)
@@ -43,7 +44,7 @@ class RefusedError(Exception):
     @property
     def sentence(self) -> str:
         """What the caller reads."""
-        return f"[{self.code.tag}] {self}"
+        return f"[{self.code.tag}] {self}" if self.code.tag else str(self)
 
     @property
     def json_body(self) -> str:

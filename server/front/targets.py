@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from server.front.refusals import METHOD, NOT_FOUND, UNIMPLEMENTED, RefusedError
+from server.front.refusals import METHOD, NOT_FOUND, UNIMPLEMENTED, UNKNOWN_MODEL, RefusedError
 
 SHOWN_CHARACTERS = 60
 
@@ -72,7 +72,10 @@ class Access:
         """
         if model not in self.models and not self.exposes_internals:
             public = ", ".join(sorted(self.models))
-            raise RefusedError(NOT_FOUND, f"model {_shown(model)} isn't served here; there are {public}.")
+            # Triton's own words, which clients know.
+            raise RefusedError(
+                UNKNOWN_MODEL, f"Request for unknown model: {_shown(model)} is not found; there are {public}."
+            )
 
     def http_target(self, method: str, path: str) -> Target:
         """Find out what an HTTP request is for.

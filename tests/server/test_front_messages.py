@@ -126,7 +126,7 @@ def test_a_refusal_says_which_models_there_are_and_not_whether_that_one_exists()
         with pytest.raises(RefusedError) as refused:
             PUBLIC.check_model(model)
         sentences.append(refused.value.sentence.replace(model, "MODEL"))
-    assert sentences == ["[NOT_FOUND] model 'MODEL' isn't served here; there are audioldm2, jobs."] * 2
+    assert sentences == ["Request for unknown model: 'MODEL' is not found; there are audioldm2, jobs."] * 2
 
 
 @pytest.mark.parametrize("depth", [17, 1000, 60_000])
