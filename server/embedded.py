@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import Self
 from server.checks import Listener, check_model_repository, check_platform, choose_ports, resolve_host
 from server.errors import ServerError
 from server.installation import Installation, find_installation
+from server.leftovers import region_prefix
 from server.process import SupervisedProcess
 from server.triton_log import failure_reasons, model_process_failure, tail, without_gpu_complaints
 from server.workspace import Workspace, create_workspace, readable
@@ -198,7 +198,7 @@ class EmbeddedServer:
             raise
 
     def _spawn_in(self, workspace: Workspace, installation: Installation) -> SupervisedProcess:
-        prefix = f"embedded_triton_{os.getpid()}_{secrets.token_hex(4)}_"
+        prefix = region_prefix()
         command = self._command(installation, workspace, prefix)
         self._links = workspace.links
         return SupervisedProcess(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from server.errors import ServerError
 from server.installation import PYTHON_VERSION, Installation, python_command_directory
+from server.leftovers import OWNER_FILE, WORKSPACE_PREFIX, owner_tag, remove_leftovers
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
 
@@ -102,10 +103,12 @@ def _make_root() -> Path:
     except OSError as error:
         raise ServerError(f"No temporary folder can be made ({error}); set TMPDIR to a writable one.") from error
     reasons = []
-    for parent in (first, *map(Path, _OTHER_TEMPORARY_FOLDERS)):
+    parents = [first, *map(Path, _OTHER_TEMPORARY_FOLDERS)]
+    remove_leftovers(parents)
+    for parent in parents:
         try:
             _check_parent(parent)
-            return Path(tempfile.mkdtemp(prefix="embedded-triton-", dir=parent))
+            return Path(tempfile.mkdtemp(prefix=WORKSPACE_PREFIX, dir=parent))
         except OSError as error:
             reasons.append(f"{parent}: {error.strerror or error}")
     raise ServerError(f"No temporary folder can be made ({'; '.join(reasons)}): set TMPDIR to one where it can.")
@@ -127,6 +130,7 @@ def _fill(root: Path, installation: Installation) -> Workspace:
         command_directory=_command_directory(root),
         log=root / "tritonserver.log",
     )
+    (root / OWNER_FILE).write_text(owner_tag(), encoding="ascii")
     workspace.current_directory.mkdir()
     workspace.log.touch(mode=0o600)
     _link_backends(workspace.backends, installation)
