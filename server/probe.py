@@ -73,7 +73,10 @@ class _Triton:
         status, body = self._ask(method, path)
         if status != http.HTTPStatus.OK:
             raise ProbeError(f"tritonserver answers {path} with status {status}: {body[:200].decode(errors='replace')}")
-        return json.loads(body)
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise ProbeError(f"tritonserver answers {path} with something else than JSON") from error
 
     def _ask(self, method: str, path: str) -> tuple[int, bytes]:
         connection = self._connection()
@@ -83,7 +86,7 @@ class _Triton:
             return answer.status, answer.read()
         except TimeoutError as error:
             raise ProbeError(f"tritonserver at {self.address} did not answer {path} in time") from error
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, OverflowError, http.client.HTTPException) as error:
             raise ProbeError(f"tritonserver at {self.address} does not answer {path} ({error})") from error
         finally:
             connection.close()
@@ -92,7 +95,10 @@ class _Triton:
         timeout = max(0.01, self._deadline - time.monotonic())
         if self.address.startswith("unix:"):
             return _UnixConnection(self.address.removeprefix("unix:"), timeout)
-        return http.client.HTTPConnection(self.address, timeout=timeout)
+        try:
+            return http.client.HTTPConnection(self.address, timeout=timeout)
+        except http.client.InvalidURL as error:
+            raise ProbeError(f"{self.address} is no address, give HOST:PORT or unix:PATH ({error})") from error
 
 
 def probe(address: str, *, ready: bool, timeout_s: float) -> str:

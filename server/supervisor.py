@@ -8,7 +8,7 @@ the reaper of tritonserver's orphans), and watches its own standard input:
 - `kill`: end it with SIGKILL at once;
 - end of file: the runner has finished, or has died. Kill what still runs, remove the temporary folder and go.
 
-Whatever tritonserver and its models make is for this user alone (umask), and the log keeps its last megabytes.
+Whatever tritonserver and its models make is for this user alone, and the log keeps its last megabytes.
 
 When tritonserver has ended, its remaining Python models are killed and its shared memory is removed. Standard output
 carries two lines: `started PID`, and `ended STATUS` (an exit status, or minus the number of the signal that ended it).
@@ -29,11 +29,16 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where Linux keeps POSIX shared memory, not a temporary file of ours
 POLL_S = 0.05
 ORPHANS_TIMEOUT_S = 5.0
 PRIVATE_UMASK = 0o077
 STOP_FILE = "stop"
+UNPROTECTED = (
+    "Warning: other users of this machine can read this server's shared memory, with its prompts: the system refuses "
+    "seccomp filters.\n"
+)
 
 KEPT_LOG_BYTES = 8 << 20
 """So much of the end of the log is kept at least, and twice as much at most."""
@@ -69,7 +74,7 @@ class Supervisor:
             stdout=self._log.file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_prepare_child,
         )
         self.pid = self._child.pid
 
@@ -248,8 +253,46 @@ def _has_children(pid: int) -> bool:
         return False
 
 
-def _die_with_parent() -> None:
+def _prepare_child() -> None:
     _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _keep_umask()
+
+
+class _FilterInstruction(ctypes.Structure):
+    _fields_ = (("code", ctypes.c_uint16), ("jt", ctypes.c_uint8), ("jf", ctypes.c_uint8), ("k", ctypes.c_uint32))
+
+
+class _FilterProgram(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_FilterInstruction)))
+
+
+# fchmod(file, 0644) succeeds and does nothing, in x86-64's numbers; see seccomp(2). Offsets: those of `seccomp_data`.
+_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+_FCHMOD_FILTER = (
+    (_LOAD_WORD, 0, 0, 4),  # architecture
+    (_JUMP_IF_EQUAL, 0, 5, 0xC000003E),
+    (_LOAD_WORD, 0, 0, 0),  # system call
+    (_JUMP_IF_EQUAL, 0, 3, 91),
+    (_LOAD_WORD, 0, 0, 24),  # second argument
+    (_JUMP_IF_EQUAL, 0, 1, 0o644),
+    (_RETURN, 0, 0, 0x00050000),  # errno 0
+    (_RETURN, 0, 0, 0x7FFF0000),  # allow
+)
+_FCHMOD_PROGRAM = _FilterProgram(
+    len(_FCHMOD_FILTER), (_FilterInstruction * len(_FCHMOD_FILTER))(*(_FilterInstruction(*f) for f in _FCHMOD_FILTER))
+)
+_SYS_SECCOMP, _SET_MODE_FILTER, _FLAG_SPEC_ALLOW = 317, 1, 4
+
+
+def _keep_umask() -> None:
+    """Make shared memory obey the umask in this process and its children.
+
+    Triton's Python backend (boost) makes each region and gives it the mode 0644 with fchmod, whatever the umask is. A
+    later chmod wouldn't do: who has opened the region by then can read it for ever.
+    """
+    _prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    if _libc.syscall(_SYS_SECCOMP, _SET_MODE_FILTER, _FLAG_SPEC_ALLOW, ctypes.byref(_FCHMOD_PROGRAM)) != 0:
+        os.write(sys.stderr.fileno(), UNPROTECTED.encode())
 
 
 def _reap_orphans() -> None:
