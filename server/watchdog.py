@@ -44,6 +44,8 @@ MAX_STEP_S = 0.2
 """Of a longer time between two checks no more than this counts as time in which a process could have run."""
 GAP_S = 1.0
 """After more than this without a check the stages may have stood still as well, with all that it does to Triton."""
+ENOUGH_BEATS = 0.75
+"""Of the beats that were due in that time; being stopped and going on count as one each."""
 
 SERVER = "tritonserver"
 STALLED = "stalled"
@@ -174,6 +176,7 @@ class _WatchedProcess(ABC):
         self.stage, self._pid = stage, pid
         self._thread = Thread(pid, tid)
         self._stopped_s: float | None = None
+        self._unseen_s = 0.0  # since it was last seen not to be stopped
 
     def close(self) -> None:
         self._thread.close()
@@ -181,6 +184,7 @@ class _WatchedProcess(ABC):
     def check(self, gap: float) -> Fault | None:
         """Look at the process, `gap` seconds after the last time."""
         look = self._thread.look()
+        self._unseen_s += gap
         if look.state in DEAD_STATES:
             number = ending_signal(self._pid)
             return Fault(self.stage, f"died (signal {number})" if number else "died")
@@ -188,11 +192,17 @@ class _WatchedProcess(ABC):
             self._stopped_s = 0.0 if self._stopped_s is None else self._stopped_s + gap
             return self._stalled(self._stopped_s, "stopped") if self._stopped_s >= STOPPED_S else None
         self._stopped_s = None
-        return None if look.switches is None else self._check_silence(look.switches, gap)
+        unseen_s, self._unseen_s = self._unseen_s, 0.0
+        return None if look.switches is None else self._check_silence(look.switches, unseen_s)
 
     @abstractmethod
     def _check_silence(self, switches: int, gap: float) -> Fault | None:
-        """Say whether it stands still, by how often the thread that is looked at has run."""
+        """Say whether it stands still.
+
+        Args:
+            switches: How often the thread that is looked at has run.
+            gap: Seconds since the last time.
+        """
 
     def _stalled(self, seconds: float, why: str) -> Fault:
         return Fault(self.stage, f"has not run for {seconds:.1f} s ({why})")
@@ -204,13 +214,13 @@ class _WatchedServer(_WatchedProcess):
     def __init__(self, pid: int) -> None:
         super().__init__("", pid, pid)
         self._silence = _Silence()
-        self._unseen_s = 0.0
+        self._unsummed_s = 0.0
 
     def _check_silence(self, switches: int, gap: float) -> Fault | None:
-        self._unseen_s += min(gap, MAX_STEP_S)
-        if self._unseen_s >= _SUM_INTERVAL_S:
-            self._silence.update(switches_of_all_threads(self._pid) or switches, self._unseen_s)
-            self._unseen_s = 0.0
+        self._unsummed_s += min(gap, MAX_STEP_S)
+        if self._unsummed_s >= _SUM_INTERVAL_S:
+            self._silence.update(switches_of_all_threads(self._pid) or switches, self._unsummed_s)
+            self._unsummed_s = 0.0
         return self._stalled(self._silence.seconds, STALLED) if self._silence.seconds >= SERVER_SILENCE_S else None
 
 
@@ -234,7 +244,7 @@ class _WatchedStub(_WatchedProcess):
         seconds = min(gap, MAX_STEP_S)
         was_silent_s = self._beat.seconds
         beats = self._beat.update(switches, seconds)
-        if gap > GAP_S and self._is_steady and beats * HEARTBEAT_S < gap / 2:
+        if gap > GAP_S and self._is_steady and beats * HEARTBEAT_S < ENOUGH_BEATS * gap:
             return self._stalled(gap, "the machine was paused, or far too busy")
         if beats:
             self._steady_beats += was_silent_s < _LATE_S

@@ -236,15 +236,27 @@ def test_a_check_that_comes_late_itself_does_not_count_as_silence_of_the_others(
 
 
 def test_a_watchdog_that_slept_alone_reports_nothing(play):
-    play.now += 60
-    play.beat.switches += 190
-    assert play.dog.check() is None
+    for seconds, beats in ((1.1, 3), (1.3, 4), (2.0, 5), (60, 190)):
+        play.now += seconds
+        play.beat.switches += beats
+        assert play.dog.check() is None
 
 
-def test_a_stage_that_slept_with_the_whole_machine_is_a_fault_for_triton_may_have_given_it_up(play):
+@pytest.mark.parametrize(("seconds", "switches"), [(1.3, 3), (2.0, 0), (2.0, 3), (60, 3)])
+def test_a_stage_that_slept_with_the_whole_machine_is_a_fault_for_triton_may_have_given_it_up(play, seconds, switches):
+    play.now += seconds
+    play.beat.switches += switches
+    sentence = f"stage vae has not run for {seconds:.1f} s (the machine was paused, or far too busy)"
+    assert str(play.dog.check()) == sentence
+
+
+def test_a_stage_that_wakes_later_than_the_watchdog_is_a_fault_too(play):
     play.now += 2
-    play.beat.switches += 1
-    assert str(play.dog.check()) == "stage vae has not run for 2.0 s (the machine was paused, or far too busy)"
+    play.beat.state = "T"
+    assert play.dog.check() is None
+    play.now += 0.05
+    play.beat.state = "S"
+    assert "the machine was paused" in str(play.dog.check())
 
 
 def test_a_tritonserver_of_which_no_thread_runs_is_a_fault(play, monkeypatch):
@@ -300,11 +312,18 @@ def test_the_delay_has_an_end():
 
 def test_no_fault_is_told_after_the_end_of_the_watch(monkeypatch):
     play = Play(monkeypatch)
-    seen = []
+    seen, checked = [], threading.Event()
+
+    def end_and_find_a_fault() -> Fault:
+        end()
+        checked.set()
+        return Fault("vae", "died")
+
+    monkeypatch.setattr(play.dog, "check", end_and_find_a_fault)
     end = watch(play.dog, seen.append)
-    end()
+    assert checked.wait(5)
+    waiting.wait_until(lambda: "watchdog" not in [thread.name for thread in threading.enumerate()], 5, "it has ended")
     assert seen == []
-    assert "watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
 def test_a_watchdog_that_ends_itself_from_its_callback_does_not_wait_for_itself(monkeypatch):
