@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from server.stubs import start_time
+from server.stubs import is_alive, start_time
 from server.supervisor import SHARED_MEMORY, owns, remove_environment_folder
 
 WORKSPACE_PREFIX = "embedded-triton-"
@@ -71,8 +71,8 @@ def _is_dead(tag: str) -> bool:
     owner = _TAG.match(tag)
     if not owner or owner["namespace"] != _namespace():
         return False
-    start = start_time(int(owner["pid"]))
-    return not start or start != owner["start"]
+    pid = int(owner["pid"])
+    return not is_alive(pid) or start_time(pid) != owner["start"]
 
 
 def _remove(path: Path) -> None:

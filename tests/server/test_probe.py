@@ -228,10 +228,9 @@ def test_a_container_without_a_tritonserver_is_told(fake, monkeypatch):
 
 
 def test_of_several_servers_that_which_listens_is_found(fake, monkeypatch):
-    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    monkeypatch.setattr(probe, "find_servers", lambda: [other.pid, os.getpid()])
-    monkeypatch.setattr(probe, "find_stubs", lambda pid: [Stub(pid, "x")])
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        for address in (fake, f"localhost:{listener.getsockname()[1]}"):
-            assert [stub.pid for stub in probe._stubs(address)] == [os.getpid()]
-    other.communicate(b"\n")
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        monkeypatch.setattr(probe, "find_servers", lambda: [other.pid, os.getpid()])
+        monkeypatch.setattr(probe, "find_stubs", lambda pid: [Stub(pid, "x")])
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            for address in (fake, f"localhost:{listener.getsockname()[1]}"):
+                assert [stub.pid for stub in probe._stubs(address)] == [os.getpid()]

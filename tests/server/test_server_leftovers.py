@@ -16,7 +16,7 @@ import pytest
 
 from server import leftovers, supervisor, workspace
 from server.leftovers import OWNER_FILE, owner_tag, region_prefix, remove_leftovers
-from server.stubs import find_stubs, start_time
+from server.stubs import find_stubs, is_alive, start_time
 from server.supervisor import BoundedLog, EnvironmentFolder
 from tests.helpers import tiny_repository as tiny
 from tests.helpers import waiting
@@ -129,6 +129,15 @@ def shared_memory(tmp_path, monkeypatch):
     for module in (leftovers, supervisor):
         monkeypatch.setattr(module, "SHARED_MEMORY", folder)
     return folder
+
+
+def test_what_a_zombie_has_left_is_swept(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        folder = make_workspace(tmp_path, owner_tag(process.pid))
+        process.kill()
+        waiting.wait_until(lambda: not is_alive(process.pid), 5, "it is dead, and nobody has asked for its status")
+        remove_leftovers([tmp_path])
+        assert not folder.exists()
 
 
 def fill(folder: Path, tag: str) -> list[Path]:

@@ -51,7 +51,7 @@ class TritonPythonModel:
 CONFIG = tiny.tensors("TYPE_FP32 dims: [ 1 ]", "TYPE_FP32 dims: [ 1 ]")
 NUM_REQUESTS = 8
 STOP_TIMEOUT_S = 4
-LINE = "x" * 99
+LINE = "x" * 97
 
 
 @pytest.mark.server
