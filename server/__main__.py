@@ -9,8 +9,8 @@ from pathlib import Path
 from server.checks import is_loopback, resolve_host
 from server.embedded import EmbeddedServer
 from server.errors import ServerError
-from server.restarts import Restarts
 from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S
+from server.watchdog import MAX_RESTARTS
 
 CUT = 3
 """The exit status where the time for requests to finish wasn't enough."""
@@ -118,9 +118,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--max-restarts",
         type=int,
-        default=Restarts.MAX_RESTARTS,
+        default=MAX_RESTARTS,
         metavar="N",
-        help="times in ten minutes that what has died is started again, before the server ends; 0 for never",
+        help="times in a row that what has died is started again, before the server ends; 0 for never",
     )
     add(
         "--expose-internals",

@@ -14,10 +14,9 @@ from server.errors import ServerError
 from server.front.process import FrontFolder, FrontOptions, FrontProcess
 from server.installation import Installation, find_installation
 from server.public_models import find_public_models
-from server.restarts import Restarts
 from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S, Triton, TritonAddress, TritonOptions
+from server.watchdog import CHECK_INTERVAL_S, MAX_RESTARTS, RestartPolicy, Watchdog
 
-POLL_S = 0.1
 CUT_TIMEOUT_S = 3.0
 """How long requests that are cut at the end may take to be answered."""
 
@@ -52,7 +51,7 @@ class EmbeddedServer:
         front: Whether the front is there. Without it Triton itself listens on the ports: anybody who reaches them can
             end it, call its stages and register shared memory.
         expose_internals: Whether the front lets through what isn't public, too; on loopback alone.
-        max_restarts: How often what has died is started again within ten minutes; after that, the server ends.
+        max_restarts: How often in a row what has died is started again; after that the server ends.
     """
 
     def __init__(
@@ -72,7 +71,7 @@ class EmbeddedServer:
         on_event: Callable[[str], None] | None = None,
         front: bool = True,
         expose_internals: bool = False,
-        max_restarts: int = Restarts.MAX_RESTARTS,
+        max_restarts: int = MAX_RESTARTS,
     ) -> None:
         self._model_repository = Path(model_repository).absolute()
         self._host, self._metrics_host = host, metrics_host
@@ -83,11 +82,12 @@ class EmbeddedServer:
         self._extra_arguments = tuple(extra_arguments)
         self._on_log, self._on_event = on_log, on_event
         self._has_front, self._exposes_internals = front, expose_internals
-        self._max_restarts = max_restarts
         self._listeners: tuple[Listener, ...] = ()
         self._folder: FrontFolder | None = None
         self._front: FrontProcess | None = None
         self._triton: Triton | None = None
+        self._watchdog: Watchdog | None = None
+        self._restarts = RestartPolicy(max_restarts)
         self._keeper: threading.Thread | None = None
         self._failure: ServerError | None = None
         self._ending = threading.Event()
@@ -169,7 +169,7 @@ class EmbeddedServer:
         while not self.stop_requested:
             if self._failure is not None:
                 raise self._failure
-            time.sleep(POLL_S)
+            time.sleep(CHECK_INTERVAL_S)
 
     def stop(self) -> int:
         """End the server; nothing if it isn't running.
@@ -251,6 +251,8 @@ class EmbeddedServer:
         )
         self._triton = Triton(options, installation, self._on_log)
         self._triton.wait_until_ready(lambda: self.stop_requested or self._ending.is_set())
+        self._watchdog = Watchdog(self._triton.pid)
+        self._restarts.ready()
 
     def _triton_addresses(self) -> tuple[TritonAddress, ...]:
         """Where Triton listens: on sockets that only this user reaches, or, without a front, on the public ports."""
@@ -272,49 +274,52 @@ class EmbeddedServer:
 
     def _keep(self, installation: Installation) -> None:
         """Look after the server until it is stopped, or can't be kept."""
-        restarts = Restarts(self._max_restarts)
         try:
-            while not self._ending.wait(POLL_S):
+            while not self._ending.wait(CHECK_INTERVAL_S):
                 if fault := self._find_fault_of_triton():
-                    self._restart_triton(fault, restarts, installation)
+                    self._restart_triton(fault, installation)
                 elif self._front is not None and not self._front.is_alive():
-                    self._restart_front(restarts)
+                    self._restart_front(self._front)
         except ServerError as error:
             if not self._ending.is_set():
                 self._failure = error
 
-    def _find_fault_of_triton(self) -> ServerError | None:
-        if self._triton is None:
-            return None
+    def _find_fault_of_triton(self) -> str:
+        """Return what is wrong; an empty text if nothing is."""
         try:
-            self._triton.check()
+            if self._triton is not None:
+                self._triton.check()
         except ServerError as error:
-            return error
-        return None
+            return str(error)
+        if self._front is not None and (words := self._front.fault()):
+            return words
+        fault = self._watchdog.check() if self._watchdog is not None else None
+        return str(fault) if fault else ""
 
-    def _restart_triton(self, fault: ServerError, restarts: Restarts, installation: Installation) -> None:
-        """End what is left of Triton, which answers its callers, and start it again.
+    def _restart_triton(self, fault: str, installation: Installation) -> None:
+        """End what is left of Triton, whose callers are told, and start it again.
 
         Raises:
             ServerError: It has died too often, or can't be started.
         """
         if self._front is not None:
-            self._front.set_unavailable(f"{str(fault).rstrip('.')}; {RESTARTING}")
+            self._front.set_unavailable(f"{fault.rstrip('.')}; {RESTARTING}")
         self._close_triton()
-        self._report(str(fault))
-        if self._ending.wait(restarts.next_delay_s(fault)):
+        self._report(f"{fault.rstrip('.')}.")
+        if self._ending.wait(self._restarts.delay_s(fault)):
             return
         self._start_triton(installation)
         if self._front is not None:
             self._front.set_unavailable("")
         self._report("The server is ready again.")
 
-    def _restart_front(self, restarts: Restarts) -> None:
-        fault = ServerError("The front has died.")
-        self._report(str(fault))
-        if self._front is not None and not self._ending.wait(restarts.next_delay_s(fault)):
-            self._front.close()
+    def _restart_front(self, front: FrontProcess) -> None:
+        fault = "the front has died"
+        self._report(f"{fault.capitalize()}.")
+        if not self._ending.wait(self._restarts.delay_s(fault)):
+            front.close()
             self._front = self._start_front()
+            self._restarts.ready()
 
     def _report(self, sentence: str) -> None:
         if self._on_event is not None:
@@ -351,6 +356,9 @@ class EmbeddedServer:
             self._front = self._folder = None
 
     def _close_triton(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.close()
+            self._watchdog = None
         if self._triton is not None:
             triton, self._triton = self._triton, None
             self._final_log = triton.close()

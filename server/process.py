@@ -3,7 +3,6 @@
 import contextlib
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from server.errors import ServerError
-from server.supervisor import remove_shared_memory
+from server.leftovers import remove_workspace
+from server.supervisor import KEPT_LOG_BYTES, end_requests, remove_shared_memory
 
 SUPERVISOR = Path(__file__).resolve().with_name("supervisor.py")
 START_TIMEOUT_S = 30.0
 CLEANUP_TIMEOUT_S = 15.0
 KILL_MARGIN_S = 10.0
+ANSWER_MARGIN_S = 2.0
+"""So long before tritonserver cuts its callers off at the latest, its models are told to answer what still runs."""
 
 
 class SupervisedProcess:
@@ -51,6 +53,7 @@ class SupervisedProcess:
                 *("--workspace", str(workspace), "--log", str(log)),
                 *("--shared-memory-prefix", shared_memory_prefix),
                 *("--shared-memory-folders", shared_memory_folders),
+                *("--drain-timeout-s", str(max(stop_timeout_s - ANSWER_MARGIN_S, stop_timeout_s / 2))),
                 *("--stop-timeout-s", str(self._stop_timeout_s), "--", *command),
             ],
             stdin=subprocess.PIPE,
@@ -75,6 +78,10 @@ class SupervisedProcess:
         if status is not None:
             return int(status)
         return -9 if self._supervisor.poll() is not None else None
+
+    def end_requests(self) -> None:
+        """Tell the models to answer what still runs with UNAVAILABLE, in about a tenth of a second; doesn't wait."""
+        end_requests(self._shared_memory_folders, self.pid)
 
     def stop(self) -> None:
         """Ask tritonserver to finish its requests and end, within the stop timeout; return when it has."""
@@ -108,19 +115,33 @@ class SupervisedProcess:
             if self.pid:
                 os.killpg(self.pid, signal.SIGKILL)
         remove_shared_memory(self._shared_memory_prefix, self._shared_memory_folders, self.pid)
-        shutil.rmtree(self._workspace, ignore_errors=True)
+        remove_workspace(self._workspace)
 
     def log_text(self) -> str:
-        """All of tritonserver's output so far."""
-        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
+        """Tritonserver's output so far; of a very long one the last megabytes."""
+        return self._read_log(0)[1].decode(errors="replace")
 
     def new_log_lines(self) -> str:
-        """The complete lines of output that came since the last call."""
-        size = os.fstat(self._log.fileno()).st_size
-        block = os.pread(self._log.fileno(), size - self._log_offset, self._log_offset)
+        """The complete lines of output that came since the last call; of very much the last megabytes."""
+        start, block = self._read_log(self._log_offset)
         lines = block[: block.rfind(b"\n") + 1]
-        self._log_offset += len(lines)
+        self._log_offset = start + len(lines)
         return lines.decode(errors="replace")
+
+    def _read_log(self, start: int) -> tuple[int, bytes]:
+        """Read from a position to the end.
+
+        Returns:
+            The position that was read from, and what is there. It is a later one where the supervisor may have released
+            what lies before, and an earlier one where it had to empty the file.
+        """
+        end = os.fstat(self._log.fileno()).st_size
+        start = start if start <= end else 0
+        if end - start <= KEPT_LOG_BYTES:
+            return start, os.pread(self._log.fileno(), end - start, start)
+        block = os.pread(self._log.fileno(), KEPT_LOG_BYTES, end - KEPT_LOG_BYTES)
+        lines = block[block.find(b"\n") + 1 :]  # the first one is incomplete
+        return end - len(lines), lines
 
     def _order(self, word: bytes) -> None:
         stdin = self._supervisor.stdin

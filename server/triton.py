@@ -1,7 +1,6 @@
 """One tritonserver from its start to its end."""
 
 import os
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from server.errors import ServerError
 from server.installation import Installation
+from server.leftovers import region_prefix
 from server.local_http import answers
 from server.process import SupervisedProcess
 from server.triton_log import failure_reasons, model_process_failure, tail, without_gpu_complaints
@@ -149,7 +149,7 @@ class Triton:
         return readable(self._process.log_text(), self._links)
 
     def _spawn(self, workspace: Workspace, installation: Installation) -> SupervisedProcess:
-        prefix = f"embedded_triton_{os.getpid()}_{secrets.token_hex(4)}_"
+        prefix = region_prefix()
         command = self._command(installation, workspace, prefix)
         self._links = workspace.links
         return SupervisedProcess(

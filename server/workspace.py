@@ -15,11 +15,11 @@ from pathlib import Path
 
 from server.errors import ServerError
 from server.installation import PYTHON_VERSION, Installation, python_command_directory
+from server.leftovers import OWNER_FILE, WORKSPACE_PREFIX, owner_tag, remove_leftovers
 
 BACKENDS = Path(__file__).resolve().parent / "backends"
 
-MAX_PATH = 60
-"""Characters of a temporary folder's path: a Unix socket's has at most 107, and is in a folder of a folder."""
+RANDOM_CHARACTERS = 8  # of `mkdtemp`
 
 # What a shell takes as it is, without the colon, which separates paths.
 _PLAIN = re.compile(r"[\w./+@%,=-]+", re.ASCII)
@@ -98,8 +98,11 @@ def create_workspace(installation: Installation) -> Workspace:
         raise
 
 
-def make_private_folder() -> Path:
+def make_private_folder(longest_path: int | None = None) -> Path:
     """Make a folder in the first place that will do: TMPDIR, and then those that every Linux has.
+
+    Args:
+        longest_path: Characters that its path may have; None for any number.
 
     Raises:
         ServerError: None will.
@@ -109,21 +112,25 @@ def make_private_folder() -> Path:
     except OSError as error:
         raise ServerError(f"No temporary folder can be made ({error}); set TMPDIR to a writable one.") from error
     reasons = []
-    for parent in (first, *map(Path, _OTHER_TEMPORARY_FOLDERS)):
+    parents = [first, *map(Path, _OTHER_TEMPORARY_FOLDERS)]
+    remove_leftovers(parents)
+    for parent in parents:
         try:
-            _check_parent(parent)
-            return Path(tempfile.mkdtemp(prefix="embedded-triton-", dir=parent))
+            _check_parent(parent, longest_path)
+            root = Path(tempfile.mkdtemp(prefix=WORKSPACE_PREFIX, dir=parent))
+            (root / OWNER_FILE).write_text(owner_tag(), encoding="ascii")
+            return root
         except OSError as error:
             reasons.append(f"{parent}: {error.strerror or error}")
     raise ServerError(f"No temporary folder can be made ({'; '.join(reasons)}): set TMPDIR to one where it can.")
 
 
-def _check_parent(folder: Path) -> None:
-    """Raise OSError unless Triton can start programs in a folder."""
+def _check_parent(folder: Path, longest_path: int | None) -> None:
+    """Raise OSError unless Triton can start programs in a folder of `folder`."""
     if not is_plain(folder):
         raise OSError("its path has more than ASCII letters, digits and ./+@%,=_-")
-    if len(str(folder)) > MAX_PATH:
-        raise OSError(f"its path is longer than {MAX_PATH} characters, and those of Unix sockets are short")
+    if longest_path is not None and len(str(folder / WORKSPACE_PREFIX)) + RANDOM_CHARACTERS > longest_path:
+        raise OSError(f"paths in it have more than {longest_path} characters, too many for a socket's")
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise OSError("programs can't run in it, it is mounted noexec")
 

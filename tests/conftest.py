@@ -21,7 +21,8 @@ from diffusers import AudioLDM2Pipeline
 from export.checkpoint import Checkpoint
 from export.demo import write_checkpoint
 from export.repository import StageResult, export_checkpoint
-from server import EmbeddedServer, triton as triton_module
+from server import EmbeddedServer
+from server import triton as triton_module
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

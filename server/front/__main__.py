@@ -6,11 +6,14 @@ Standard input carries orders, one in a line:
 - `stop`: take no more generations. Answered with `idle`, once all that are with Triton are answered and sent;
 - `cut`: cancel what is with Triton, and tell its callers that the server stops. Answered with `cut N`.
 
-End of file ends the front. Standard output carries these answers, and `ready` at the start.
+End of file ends the front. Standard output carries these answers, `ready` at the start, and `fault SENTENCE` where an
+answer of Triton's shows that it has to be ended.
 """
 
 import argparse
 import asyncio
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -34,7 +37,8 @@ async def run(endpoints: Endpoints, access: Access, jobs_models: Sequence[str], 
         0, or 1 if Envoy has ended by itself.
     """
     async with grpc.aio.insecure_channel(_grpc_target(endpoints.triton_grpc)) as triton:
-        door = Door(access, jobs_models, triton)
+        door = Door(access, jobs_models, triton, lambda sentence: _tell(f"fault {sentence}"))
+        pauses = asyncio.create_task(door.watch_for_pauses())
         server = grpc.aio.server(options=CHANNEL_OPTIONS)
         server.add_generic_rpc_handlers([door.service()])
         server.add_insecure_port(_grpc_target(endpoints.door))
@@ -49,6 +53,7 @@ async def run(endpoints: Endpoints, access: Access, jobs_models: Sequence[str], 
             envoy.kill()
             await ended
         orders.cancel()
+        pauses.cancel()
         await server.stop(None)
         return int(has_failed)
 
@@ -108,12 +113,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, required=True, help="private; Envoy's configuration and log go there")
     options = parser.parse_args(arguments)
     endpoints = Endpoints(**{endpoint.name: getattr(options, endpoint.name) for endpoint in fields(Endpoints)})
+    runner = os.getppid()
     access = Access(frozenset(options.models.split(",")), options.expose_internals)
     try:
         return asyncio.run(run(endpoints, access, [m for m in options.jobs_models.split(",") if m], options.folder))
     except ServerError as error:
         print(f"error: {error}\n{error.log_tail}", file=sys.stderr)
         return 1
+    finally:
+        if os.getppid() != runner:  # it was killed, and nobody else is left to do it
+            shutil.rmtree(options.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ https://www.envoyproxy.io/docs/envoy/latest/configuration/http/http_filters/ext_
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -16,11 +17,16 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from server.front.exchange import Exchange
 from server.front.refusals import UNAVAILABLE, RefusedError
 from server.front.targets import Access
+from server.watchdog import fault_in_answer
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 CANCEL_TIMEOUT_S = 30.0
 STOPPING = "the server stops."
-LOST = "the server has ended before it answered, and is started again: try again in some seconds."
+LOST = "the server is started again: try again in some seconds."
+PAUSE_S = 0.8
+"""So long without a turn, and the whole machine may have stood still: Triton's stages with it (server/watchdog.py)."""
+QUARANTINE_S = 0.5
+"""So long answers wait then, until the watchdog has looked."""
 
 
 class Door:
@@ -30,16 +36,25 @@ class Door:
         access: What can be reached.
         jobs_models: The job boards, through which requests are cancelled.
         triton: Channel to Triton.
+        on_fault: Called with a sentence when an answer shows that Triton has to be ended.
     """
 
-    def __init__(self, access: Access, jobs_models: Iterable[str], triton: grpc.aio.Channel) -> None:
+    def __init__(
+        self,
+        access: Access,
+        jobs_models: Iterable[str],
+        triton: grpc.aio.Channel,
+        on_fault: Callable[[str], object],
+    ) -> None:
         self.access = access
         self.jobs_models = frozenset(jobs_models)
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(triton)
+        self._on_fault = on_fault
         self._unavailable = ""
         self._exchanges: set[Exchange] = set()
         self._cancellations: set[asyncio.Task[None]] = set()
         self._is_stopping = False
+        self._paused_at = -QUARANTINE_S
 
     def service(self) -> grpc.GenericRpcHandler:
         """Return Envoy's service `ExternalProcessor`."""
@@ -58,6 +73,23 @@ class Door:
     def set_unavailable(self, sentence: str) -> None:
         """Refuse what comes from now on with `sentence`; an empty one lets it in again."""
         self._unavailable = sentence
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether Triton is about to be ended, and what it still answers may be wrong."""
+        return bool(self._unavailable)
+
+    def check_words(self, message: str) -> None:
+        """Look for Triton's words for a stage that it has given up; the runner is told.
+
+        Raises:
+            RefusedError: They are there: the next answers would be wrong, and Triton is ended.
+        """
+        if fault := fault_in_answer(message):
+            if not self._unavailable:
+                self._unavailable = f"{fault}; {LOST}"
+                self._on_fault(str(fault))
+            raise RefusedError(UNAVAILABLE, self._unavailable)
 
     def stop(self) -> None:
         """Take no more generations; the job boards still answer."""
@@ -91,6 +123,8 @@ class Door:
         exchange = Exchange(self)
         try:
             async for message in request_iterator:
+                if message.HasField("response_headers"):
+                    await self._wait_after_a_pause()
                 response = exchange.respond(message)
                 self._note(exchange)
                 yield response
@@ -98,6 +132,20 @@ class Door:
             self._exchanges.discard(exchange)
             if exchange.inference is not None:
                 self._cancel_soon(exchange.inference.request_id)
+
+    async def watch_for_pauses(self) -> None:
+        """Notice for ever when this process wasn't run for a while."""
+        turn = time.monotonic()
+        while True:
+            await asyncio.sleep(PAUSE_S / 4)
+            now = time.monotonic()
+            if now - turn > PAUSE_S:
+                self._paused_at = now
+            turn = now
+
+    async def _wait_after_a_pause(self) -> None:
+        if (rest := self._paused_at + QUARANTINE_S - time.monotonic()) > 0:
+            await asyncio.sleep(rest)
 
     def _note(self, exchange: Exchange) -> None:
         if exchange.inference is not None and exchange.inference.model not in self.jobs_models:

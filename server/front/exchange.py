@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from envoy.config.core.v3 import base_pb2
 from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
@@ -23,6 +24,7 @@ TIMEOUT_MARGIN_S = 1.0
 
 _Mode = processing_mode_pb2.ProcessingMode
 _HEADERS_ALONE = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.NONE, response_header_mode=_Mode.SKIP)
+_READ_ERROR = _Mode(response_header_mode=_Mode.SEND, response_body_mode=_Mode.BUFFERED)
 _LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
 _TIMEOUT_DETAIL = "response_timeout"
 
@@ -32,6 +34,13 @@ class ServerState(Protocol):
 
     access: Access
     jobs_models: frozenset[str]
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether Triton is about to be ended, and what it still answers may be wrong."""
+
+    def check_words(self, message: str) -> None:
+        """Refuse an answer that says that a stage is dead."""
 
     def check_available(self, model: str) -> None:
         """Refuse a request that must wait."""
@@ -77,6 +86,8 @@ class Exchange:
                     return self._on_request_body(message.request_body.body)
                 case "response_headers":
                     return self._on_response_headers(message)
+                case "response_body":
+                    return self._on_response_body(message.response_body.body)
                 case part:
                     raise RefusedError(INVALID, f"{part} isn't expected.")
         except RefusedError as error:
@@ -154,22 +165,37 @@ class Exchange:
         return in_header if 0 < len(in_header) <= MAX_ID_BYTES and in_header.isprintable() else new_id()
 
     def _on_response_headers(self, message: Any) -> Any:
-        inference, self.inference = self.inference, None
+        inference = self.inference
         if inference is None:
             return ext_proc.ProcessingResponse(response_headers=ext_proc.HeadersResponse())
-        detail = _code_details(message)
-        if detail.startswith(_LOST_SERVERS) or (self.is_cut and _has_failed(message)):
+        headers = {h.key: h.raw_value.decode("latin-1") for h in message.response_headers.headers.headers}
+        is_error = headers.get(":status") != "200" or headers.get("grpc-status", "0") != "0"
+        self._check_server(inference, _code_details(message), is_error)
+        if is_error and self.is_grpc:
+            self.state.check_words(unquote(headers.get("grpc-message", "")))
+        reads_body = is_error and not self.is_grpc and not message.response_headers.end_of_stream
+        if not reads_body:
+            self.inference = None
+        mutation = ext_proc.HeaderMutation(
+            set_headers=_header_options([(REQUEST_ID, inference.request_id)] if inference.request_id else [])
+        )
+        return ext_proc.ProcessingResponse(
+            response_headers=ext_proc.HeadersResponse(response=ext_proc.CommonResponse(header_mutation=mutation)),
+            mode_override=_READ_ERROR if reads_body else None,
+        )
+
+    def _check_server(self, inference: Inference, detail: str, is_error: bool) -> None:
+        """Refuse an answer that isn't Triton's, and one of a server that is about to be ended."""
+        if detail.startswith(_LOST_SERVERS) or (self.is_cut and is_error) or self.state.is_broken:
+            self.inference = None
             raise RefusedError(UNAVAILABLE, self.state.why_lost())
         if detail.startswith(_TIMEOUT_DETAIL):
             raise RefusedError(DEADLINE, f"the request's timeout of {inference.timeout_s:g} s is over.")
-        headers = [(REQUEST_ID, inference.request_id)] if inference.request_id else []
-        return ext_proc.ProcessingResponse(
-            response_headers=ext_proc.HeadersResponse(
-                response=ext_proc.CommonResponse(
-                    header_mutation=ext_proc.HeaderMutation(set_headers=_header_options(headers))
-                )
-            )
-        )
+
+    def _on_response_body(self, body: bytes) -> Any:
+        self.inference = None
+        self.state.check_words(body.decode(errors="replace"))
+        return ext_proc.ProcessingResponse(response_body=ext_proc.BodyResponse())
 
     def _refusal(self, error: RefusedError) -> Any:
         headers = [("retry-after", str(RETRY_AFTER_S))] if error.code is UNAVAILABLE else []
@@ -189,12 +215,6 @@ def _code_details(message: Any) -> str:
         if "response.code_details" in attributes.fields:
             return str(attributes.fields["response.code_details"].string_value)
     return ""
-
-
-def _has_failed(message: Any) -> bool:
-    """Say whether an answer is an error, of HTTP or of gRPC."""
-    headers = {h.key: h.raw_value for h in message.response_headers.headers.headers}
-    return headers.get(":status") != b"200" or headers.get("grpc-status", b"0") != b"0"
 
 
 def _header_options(headers: Iterable[tuple[str, str]]) -> list[Any]:

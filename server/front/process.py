@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 60.0
 CLOSE_TIMEOUT_S = 5.0
 LOG_TAIL_BYTES = 4000
+LONGEST_PATH = 80
+"""Characters of the folder's path. That of a Unix socket has at most 107."""
+FAULT = "fault "
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class FrontFolder:
     """A private folder with the sockets between Envoy, the door and Triton; it outlives a restart of any of them."""
 
     def __init__(self) -> None:
-        self.path = make_private_folder()
+        self.path = make_private_folder(LONGEST_PATH)
 
     def socket(self, name: str) -> str:
         """Return the address of a socket."""
@@ -119,6 +122,14 @@ class FrontProcess:
     def is_alive(self) -> bool:
         """Say whether it runs."""
         return self._process.poll() is None
+
+    def fault(self) -> str:
+        """Return what is wrong with Triton by its answers; an empty text if nothing is."""
+        while self._read(0.0):
+            pass
+        lines = [line for line in self._answers.decode().splitlines() if line.startswith(FAULT)]
+        self._answers = b""
+        return lines[0].removeprefix(FAULT) if lines else ""
 
     def set_unavailable(self, sentence: str) -> None:
         """Have everything refused with `sentence`; an empty one ends that."""

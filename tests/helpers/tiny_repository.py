@@ -152,4 +152,4 @@ def processes_of(directory: Path) -> dict[int, str]:
 
 def shared_memory_of(runner_pid: int) -> list[str]:
     """Names of the shared memory regions that belong to a runner."""
-    return [entry.name for entry in SHARED_MEMORY.glob(f"embedded_triton_{runner_pid}_*")]
+    return [entry.name for entry in SHARED_MEMORY.glob(f"triton_python_backend_shm_region_*_{runner_pid}_*")]

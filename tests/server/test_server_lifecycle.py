@@ -4,8 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,56 +12,9 @@ from server import EmbeddedServer, ServerError
 from server.installation import find_installation
 from tests.helpers import tiny_repository as tiny
 from tests.helpers import waiting
+from tests.helpers.server_runner import END_TIMEOUT_S, Runner, is_running
 
 pytestmark = pytest.mark.server
-
-END_TIMEOUT_S = 20
-
-
-class Runner:
-    """`python -m server` in a process of its own, with a temporary folder of its own."""
-
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.repository = directory / "repository"
-        self.temporary = directory / "temporary"
-        self.temporary.mkdir()
-        self.stderr = directory / "stderr"
-        environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
-        ports = [item for name in ("http", "grpc", "metrics") for item in (f"--{name}-port", "0")]
-        with self.stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "server", "--model-repository", str(self.repository), *ports, *arguments],
-                cwd=tiny.ROOT,
-                env={**environment, "TMPDIR": str(self.temporary)},
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-            )
-
-    def wait_until_ready(self) -> str:
-        return self.process.stdout.readline()
-
-    def pid_of(self, name: str) -> int:
-        """Process id of the one process of ours that runs a program of that name."""
-        [pid] = [pid for pid in tiny.processes_of(self.repository) if program_of(pid) == name]
-        return pid
-
-    def supervisor_pid(self) -> int:
-        [pid] = [pid for pid, line in tiny.processes_of(self.temporary).items() if "supervisor.py" in line]
-        return pid
-
-    def end(self) -> int:
-        status = self.process.wait(END_TIMEOUT_S)
-        self.process.stdout.close()
-        return status
-
-    def traces(self) -> list[str]:
-        left = [*self.temporary.iterdir(), *tiny.processes_of(self.repository.parent).values()]
-        return [*map(str, left), *tiny.shared_memory_of(self.process.pid)]
-
-    def job_boards(self) -> list[Path]:
-        """The folders that the model `jobs` has made in shared memory."""
-        return list(tiny.SHARED_MEMORY.glob(f"audioldm2_jobs_*_{self.pid_of('tritonserver')}_*"))
 
 
 @pytest.fixture
@@ -244,22 +195,6 @@ def test_the_response_cache_is_found(tmp_path):
     with EmbeddedServer(tmp_path, ready_timeout_s=60, stop_timeout_s=5, extra_arguments=arguments) as server:
         assert "successfully loaded 'double'" in server.log_text()
     assert find_installation().cache_directory.is_dir()
-
-
-def program_of(pid: int) -> str:
-    """Name of the program that a process runs; empty where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/exe").readlink().name
-    except OSError:
-        return ""
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process exists and isn't a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def signals_pending(pid: int) -> bool:
