@@ -30,6 +30,8 @@ def build_labels(record: Path) -> dict[str, str]:
         exported = json.loads(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         exported = {}
+    if not isinstance(exported, dict):
+        exported = {}
     checkpoint = str(exported.get("checkpoint", ""))
     name = Path(checkpoint).name if checkpoint.startswith("/") else checkpoint  # a folder's place is nobody's business
     return {"version": VERSION, "checkpoint": name, "exporter": str(exported.get("exporter", ""))}
