@@ -55,10 +55,10 @@ def family(doing: str, before: str = "") -> Iterator[tuple[subprocess.Popen, int
         yield parent, child_pid
     finally:
         parent.kill()
-        parent.communicate()
         with contextlib.suppress(ProcessLookupError):
             if child_pid and is_alive(child_pid):
                 os.kill(child_pid, signal.SIGKILL)
+        parent.communicate()  # last: the child has its end of the pipe, too
 
 
 @pytest.mark.parametrize("doing", [IDLE, BUSY, DEAF], ids=["idle", "busy", "deaf to signals"])
