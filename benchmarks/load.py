@@ -19,7 +19,7 @@ from audioldm2_client import AudioLDM2Client
 
 from benchmarks.latency import Diffusers
 from benchmarks.report import Plot, Report, Samples, Table
-from benchmarks.repositories import copy_with, export_new_checkpoint, parameter
+from benchmarks.repositories import copy_with, export_new_checkpoint, parameter, refuse_nothing
 from export.demo import write_checkpoint
 from server import EmbeddedServer
 
@@ -119,9 +119,10 @@ def in_diffusers(checkpoint: Path, stack: ExitStack) -> Generate:
 def prepare(folder: Path, stack: ExitStack, *, with_diffusers: bool) -> dict[str, Generate]:
     """Return what answers a call, in each way."""
     exported = export_new_checkpoint(folder)
-    patient = parameter("max_queue_size", "1000")  # nothing is refused
-    batched = copy_with(exported, folder / "batched", {"unet": [patient]})
-    one_at_a_time = copy_with(exported, folder / "one_at_a_time", {"unet": [patient, parameter("max_rows", "1")]})
+    patient = refuse_nothing()
+    batched = copy_with(exported, folder / "batched", patient)
+    single = [*patient["unet"], parameter("max_rows", "1")]
+    one_at_a_time = copy_with(exported, folder / "one_at_a_time", patient | {"unet": single})
     ways = {BATCHED: served(batched, stack), ONE_AT_A_TIME: served(one_at_a_time, stack)}
     if with_diffusers:
         write_checkpoint(folder / "lm_head", language_model="GPT2LMHeadModel")

@@ -37,6 +37,15 @@ def parameter(key: str, value: str) -> Edit:
     return edit
 
 
+def refuse_nothing() -> dict[str, list[Edit]]:
+    """Return what lets in and queues as much as a benchmark sends, by model."""
+    budgets = ("max_live_text_tokens", "max_live_rows", "max_live_audio_s")
+    return {
+        "tokenizer": [parameter(name, "1000000") for name in budgets],
+        "unet": [parameter("max_queue_size", "1000000")],
+    }
+
+
 def instances(count: int) -> Edit:
     """Return what sets the number of a model's instances."""
     return lambda config: re.sub(r"instance_group \[ { count: \d+", f"instance_group [ {{ count: {count}", config)

@@ -345,7 +345,7 @@ class RestartPolicy:
         self._failures = [*recent, self._ready_s]
         if len(recent) >= self._max_restarts:
             raise ServerError(
-                f"{fault}; this is failure {len(recent) + 1} without {self._stable_s:g} s of readiness between, and the "
-                f"server isn't started again."
+                f"{fault}; this is failure {len(recent) + 1} without {self._stable_s:g} s of readiness between, and "
+                f"the server isn't started again."
             )
         return min(FIRST_DELAY_S * 2 ** (len(recent) - 1), MAX_DELAY_S) if recent else 0.0

@@ -1,5 +1,11 @@
 """The job board over a real Triton with the model `unet` alone: direct calls, two instances, shared ids, trouble."""
 
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +19,7 @@ from job_folder import SHARED_MEMORY, folder_of
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from server import EmbeddedServer
+from tests.helpers import tiny_repository as tiny
 from tests.helpers import waiting
 from tests.helpers.job_calls import TIMEOUT_S, ask, wait_for, wait_for_state
 from tests.helpers.tiny_unet import make_request, unet_inputs, write_unet_repository
@@ -142,13 +149,14 @@ def test_what_a_full_queue_refuses_has_failed(server, caller):
     )
 
 
-def test_requests_without_an_id_leave_no_entry(server, caller):
+def test_requests_without_an_id_have_an_entry_that_nobody_can_ask_for(server, caller):
     board = board_of(server)
-    before = sorted(path.name for path in folder_of("jobs", server.pid).iterdir())
+    before = {path.name for path in folder_of("jobs", server.pid).iterdir()}
     caller.call("", steps=2)
     assert caller.next_error() == ""
-    assert sorted(path.name for path in folder_of("jobs", server.pid).iterdir()) == before
-    assert board.status(b"").state == "unknown"
+    [name] = {path.name for path in folder_of("jobs", server.pid).iterdir()} - before
+    assert board.open_entry("", int(name, 16)).ticket == 0, "it is over"
+    assert board.status(b"").state == board.status(name.encode()).state == "unknown"
 
 
 def test_a_board_that_cannot_be_used_is_logged_once_and_requests_run(tmp_path):
@@ -179,3 +187,54 @@ def test_the_board_is_gone_after_the_servers_end(tmp_path):
         assert len(list(folder.iterdir())) == 1
         assert folder.stat().st_mode & 0o777 == 0o700
     assert folder not in boards()
+
+
+RUNNER = """
+import sys, time
+from server import EmbeddedServer
+with EmbeddedServer(sys.argv[1]) as server:
+    print(server.pid, server.grpc_url, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_model_outlives_its_server_when_all_that_could_end_it_is_killed(tmp_path):
+    repository = write_unet_repository(tmp_path / "models")
+    tiny.add_double(repository)
+    (tmp_path / "temporary").mkdir()
+    runner = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, str(repository)],
+        cwd=tiny.ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path / "temporary")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found: set[int] = set()
+    try:
+        pid, url = runner.stdout.readline().split()
+        stubs = {child for child, line in tiny.processes_of(repository).items() if "python_backend_stub" in line}
+        assert len(stubs) == 3, "unet, jobs and the ONNX model"
+        found = {int(pid), *stubs, *tiny.processes_of(tmp_path / "temporary")} - {runner.pid}
+        with tritonclient.grpc.InferenceServerClient(url) as client:
+            caller = Caller(client)
+            caller.call("while it is denoised", steps=1000)
+            board = JobBoard(folder_of("jobs", int(pid)), pytest.fail)
+            waiting.wait_until(
+                lambda: board.status(b"while it is denoised").step > 0, TIMEOUT_S, "the request is denoised"
+            )
+            others = found - stubs
+            for number in (runner.pid, *others):
+                os.kill(number, signal.SIGKILL)
+            waiting.wait_until(lambda: not stubs & set(tiny.processes_of(repository)), 5, "all models have ended")
+            caller.next_error()
+    finally:
+        runner.kill()
+        runner.communicate()
+        for number in found & set(tiny.processes_of(tmp_path)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        for region in tiny.shared_memory_of(runner.pid):
+            (SHARED_MEMORY / region).unlink(missing_ok=True)
+        for path in boards():
+            if f"_{pid}_" in path.name:
+                shutil.rmtree(path, ignore_errors=True)

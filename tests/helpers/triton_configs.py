@@ -35,10 +35,9 @@ def read_configs() -> dict[str, ModelConfig]:
 
 
 def read_parameters(model: str) -> dict[str, str]:
-    """Return the parameters of a model's configuration that are its own: all but the name of the model `jobs`."""
+    """Return the parameters of a model's configuration that are its own: all but the names of other models."""
     parameters = {name: value.string_value for name, value in sorted(read_configs()[model].parameters.items())}
-    del parameters["jobs_model"]
-    return parameters
+    return {name: value for name, value in parameters.items() if not name.endswith("_model")}
 
 
 def load_json(text: bytes) -> Any:

@@ -125,6 +125,23 @@ def test_everything_is_computed_in_one_thread(unet, make_engine):
     assert names == {"denoising-loop"}
 
 
+def test_a_request_is_told_once_when_there_is_room_for_it(unet, make_engine):
+    engine = make_engine(max_rows=2)
+    started: list[str] = []
+    futures = [
+        engine.submit(make_request(steps=2), on_start=lambda name=name: started.append(name))
+        for name in ("first", "second")
+    ]
+    unet.wait_for_forward()
+    assert started == ["first"]
+    unet.let_through(2)
+    futures[0].result(TIMEOUT_S)
+    wait_until(lambda: started == ["first", "second"])
+    unet.let_through(2)
+    futures[1].result(TIMEOUT_S)
+    assert started == ["first", "second"]
+
+
 def test_requests_wait_while_all_rows_are_taken_and_start_when_some_are_free(unet, make_engine):
     engine = make_engine(max_rows=4)
     first, second, third = (engine.submit(make_request(steps=steps)) for steps in (1, 3, 1))

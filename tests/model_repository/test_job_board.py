@@ -11,8 +11,19 @@ from pathlib import Path
 
 import job_board
 import pytest
-from job_board import KEPT_ENTRIES, MAX_ENTRIES, MAX_ID_BYTES, JobBoard
-from job_entry import FINISHED_TTL_S, HEARTBEAT_S, LIVE_TTL_S, STATES, JobEntry, JobRecord, JobStatus
+from job_board import KEPT_ENTRIES, MAX_ENTRIES, MAX_ID_BYTES, MAX_TOMBSTONES, TOMBSTONE_TTL_S, JobBoard
+from job_entry import (
+    FINISHED_TTL_S,
+    HEARTBEAT_S,
+    LIVE_TTL_S,
+    REASONS,
+    STATES,
+    JobEntry,
+    JobRecord,
+    JobStatus,
+    JobTimes,
+    set_cancelled,
+)
 
 UNKNOWN = JobStatus()
 
@@ -134,7 +145,8 @@ def test_of_two_requests_with_one_id_the_later_one_owns_it(board):
     first, second = board.create_entry("a"), board.create_entry("a")
     first.report("denoising", 19, 20)
     assert board.status(b"a") == JobStatus("queued")
-    assert board.open_entry("a", first.ticket).ticket == 0
+    assert board.open_entry("a", first.ticket).record.status == JobStatus("denoising", 19, 20), "its stages go on"
+    assert board.open_entry("a", second.ticket).record.is_id_shared
     board.cancel(b"a")
     assert second.is_cancelled()
     assert not first.is_cancelled()
@@ -149,15 +161,16 @@ def test_a_new_request_with_the_id_of_a_cancelled_one_is_not_cancelled(board):
 
 
 @pytest.mark.parametrize("request_id", ["", "a" * (MAX_ID_BYTES + 1), "é" * MAX_ID_BYTES])
-def test_a_request_without_a_usable_id_leaves_no_file_and_goes_on(board, tmp_path, request_id):
+def test_a_request_without_a_usable_id_is_seen_by_its_stages_alone(board, other_process, tmp_path, request_id):
     entry = board.create_entry(request_id)
-    entry.report("denoising", 3, 20)
-    entry.end("done")
-    assert entry.ticket == 0
+    other_process.open_entry(request_id, entry.ticket).report("denoising", 3, 20)
+    assert board.open_entry(request_id, entry.ticket).record.status == JobStatus("denoising", 3, 20)
     assert not entry.is_cancelled()
     assert board.open_entry(request_id, 5).ticket == 0
-    assert board.status(request_id.encode()) == UNKNOWN
-    assert list((tmp_path / "board").iterdir()) == []
+    for asked in (request_id.encode(), f"{entry.ticket:016x}".encode(), str(entry.ticket).encode()):
+        assert board.cancel(asked) == UNKNOWN
+    assert not entry.is_cancelled()
+    assert f"{entry.ticket:016x}" in [path.name for path in (tmp_path / "board").iterdir()]
 
 
 HOSTILE_IDS = [
@@ -325,9 +338,11 @@ def test_a_missing_parent_is_told_once_and_requests_go_on(tmp_path, warnings):
 def test_every_state_survives_a_file(tmp_path):
     file = os.open(tmp_path / "entry", os.O_RDWR | os.O_CREAT)
     assert JobRecord.read(file) is None
-    os.pwrite(file, b"\0" * 30, 0)
+    set_cancelled(file, False)
     for number, state in enumerate(STATES):
-        record = JobRecord(2**63 - 1, 12.5, JobStatus(state, number, 2**31 - 1, 7))
+        times = JobTimes(1.5, 2.5, 3.5, 4.5, 5.5)
+        status = JobStatus(state, number, 2**31 - 1, 7)
+        record = JobRecord(2**63 - 1, 12.5, status, times, 2**63 - 1, bool(number % 2), REASONS[number])
         record.write(file)
         assert JobRecord.read(file) == record
     os.close(file)
@@ -343,4 +358,158 @@ def test_an_id_that_triton_cannot_decode_is_no_id():
 
     assert JobBoard.id_of(Request(b"a")) == "a"
     assert JobBoard.id_of(Request(b"\xff")) == ""
-    assert isinstance(JobBoard.create_entry(None, ""), JobEntry), "no id costs no look at the disk"
+
+
+def test_the_first_of_two_requests_with_one_id_is_seen_to_its_end_by_its_own_stages(board, other_process):
+    first, second = board.create_entry("a"), board.create_entry("a")
+    view = first.view()
+    first.close()
+    other_process.open_entry("a", first.ticket).end("failed", "DEADLINE")
+    assert view.record().status.state == "failed"
+    assert not second.is_cancelled()
+    assert board.status(b"a") == JobStatus("queued")
+    view.close()
+
+
+def test_an_id_that_is_free_again_is_not_shared(board):
+    board.create_entry("a").end("done")
+    assert not board.create_entry("a").record.is_id_shared
+
+
+def test_a_cancellation_that_comes_first_cancels_the_request_that_comes_after_it_once(board, other_process, clock):
+    assert other_process.cancel(b"a") == UNKNOWN
+    assert board.status(b"a") == UNKNOWN
+    clock.now += TOMBSTONE_TTL_S - 1
+    assert not board.create_entry("b").is_cancelled()
+    assert board.create_entry("a").is_cancelled()
+    assert not board.create_entry("a").is_cancelled(), "the one after that is another request"
+
+
+def test_an_id_that_is_used_later_is_not_hit_by_an_early_cancellation(board, clock):
+    board.cancel(b"a")
+    clock.now += TOMBSTONE_TTL_S - 1
+    board.create_entry("b")  # sweeps now, and not again with the next one
+    clock.now += 1
+    assert not board.create_entry("a").is_cancelled()
+
+
+def test_cancelling_what_is_known_leaves_nothing_for_the_next_request_with_the_id(board):
+    entry = board.create_entry("a")
+    board.cancel(b"a")
+    entry.end("cancelled")
+    board.cancel(b"a")
+    assert not board.create_entry("a").is_cancelled()
+
+
+def test_early_cancellations_are_bounded_and_the_latest_stay(board, clock, tmp_path):
+    for number in range(MAX_TOMBSTONES + 50):
+        clock.now += 0.01
+        board.cancel(f"{number}".encode())
+        assert len(list((tmp_path / "board").iterdir())) <= MAX_TOMBSTONES
+    assert board.create_entry(f"{MAX_TOMBSTONES + 49}").is_cancelled()
+    assert not board.create_entry("0").is_cancelled()
+
+
+def test_what_has_expired_goes_without_another_request(board, clock, tmp_path):
+    board.create_entry("over").end("done")
+    board.create_entry("").end("failed")
+    board.cancel(b"early")
+    live = board.create_entry("live")
+    clock.now += FINISHED_TTL_S
+    board.sweep()
+    assert len(list((tmp_path / "board").iterdir())) == 1
+    assert board.open_entry("live", live.ticket).ticket == live.ticket
+
+
+def test_sweeping_a_board_that_is_gone_does_nothing(board):
+    board.remove()
+    board.sweep()
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3, b"\xff" * 8, b"\0" * 500])
+def test_a_tombstone_that_is_damaged_harms_nobody(board, tmp_path, content):
+    (tmp_path / "board" / f"{hashlib.sha256(b'a').hexdigest()}.cancelled").write_bytes(content)
+    board.create_entry("a").end("done")
+    board.sweep()
+
+
+def test_a_link_in_the_place_of_a_tombstone_is_not_followed(board, tmp_path, warnings):
+    (tmp_path / "other").write_bytes(b"\0" * 8)
+    (tmp_path / "board" / f"{hashlib.sha256(b'a').hexdigest()}.cancelled").symlink_to(tmp_path / "other")
+    board.create_entry("a")
+    assert (tmp_path / "other").exists()
+    assert len(warnings) == 1
+    warnings.clear()
+
+
+def test_the_times_of_all_parts_of_a_request_are_kept(board, other_process, clock):
+    tokenizer = board.create_entry("a", deadline_unix_us=7)
+    view = tokenizer.view()
+    tokenizer.close()
+    clock.now += 1
+    unet = other_process.open_entry("a", tokenizer.ticket)
+    unet.enter_queue()
+    clock.now += 2
+    unet.start_denoising()
+    unet.report("denoising", 1, 20)
+    clock.now += 4
+    unet.end("decoding")
+    clock.now += 8
+    board.open_entry("a", tokenizer.ticket).end("done")
+    record = view.record()
+    assert record.times.seconds() == {"text": 1, "queue": 2, "denoise": 4, "decode": 8, "total": 15}
+    assert (record.reason, record.deadline_unix_us) == ("ok", 7)
+
+
+@pytest.mark.parametrize(
+    ("parts", "seconds"),
+    [
+        (0, {"text": 1, "total": 1}),
+        (1, {"text": 1, "queue": 1, "total": 2}),
+        (2, {"text": 1, "queue": 1, "denoise": 1, "total": 3}),
+        (3, {"text": 1, "queue": 1, "denoise": 1, "decode": 1, "total": 4}),
+    ],
+)
+def test_a_request_that_ends_early_has_the_times_of_the_parts_that_it_came_to(board, clock, parts, seconds):
+    entry = board.create_entry("a")
+    for step in (entry.enter_queue, entry.start_denoising, lambda: entry.end("decoding"))[:parts]:
+        clock.now += 1
+        step()
+    clock.now += 1
+    ending = board.open_entry("a", entry.ticket) if parts == 3 else entry
+    assert ending.record.times.seconds() == {}, "while it is live"
+    ending.end("failed", "DEADLINE")
+    assert ending.record.times.seconds() == seconds
+    assert ending.record.reason == "DEADLINE"
+
+
+def test_no_stage_ends_what_another_has_ended(board):
+    entry = board.create_entry("a")
+    board.open_entry("a", entry.ticket).end("cancelled")
+    assert board.open_entry("a", entry.ticket).ticket == 0
+    assert board.status(b"a") == JobStatus("cancelled")
+
+
+def test_a_request_is_found_by_its_id_alone_unless_two_have_it(board):
+    entry = board.create_entry("a")
+    assert board.find_entry("a").ticket == entry.ticket
+    assert board.find_entry("b").ticket == board.find_entry("").ticket == 0
+    board.create_entry("a")
+    assert board.find_entry("a").ticket == 0, "which of them is meant can't be told"
+    entry = board.create_entry("c")
+    entry.end("done")
+    assert board.find_entry("c").ticket == 0
+
+
+def test_a_view_shows_what_other_processes_write_also_after_the_file_was_removed(board, other_process):
+    entry = board.create_entry("a")
+    view = entry.view()
+    assert (view.record().status, view.is_cancelled()) == (JobStatus("queued"), False)
+    other_process.open_entry("a", entry.ticket).report("denoising", 3, 20)
+    other_process.cancel(b"a")
+    assert (view.record().status, view.is_cancelled()) == (JobStatus("denoising", 3, 20), True)
+    stage = other_process.open_entry("a", entry.ticket)
+    board.remove()
+    stage.end("cancelled")
+    assert view.record().status.state == "cancelled"
+    view.close()

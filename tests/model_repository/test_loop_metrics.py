@@ -1,53 +1,15 @@
 """What the loop counts, once each, and what of it Triton gets."""
 
 import gc
-import weakref
 from collections import Counter
 
 import pytest
 from denoising_errors import DeadlineError, ForwardError, NonFiniteError, RequestCancelledError, SchedulerStepsError
 from loop_metrics import ROWS_BUCKETS, SECONDS_BUCKETS, Counts, LoopMetrics, PublishedMetrics
 
+from tests.helpers.recorded_metrics import FAMILIES, RecordedFamily, RecordedMetric
+
 LABELS = {"model": "unet", "version": "1"}
-FAMILIES: "weakref.WeakValueDictionary[str, RecordedFamily]" = weakref.WeakValueDictionary()
-
-
-class RecordedFamily:
-    """As Triton's `MetricFamily`: its metrics end with it."""
-
-    COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
-
-    def __init__(self, name: str, description: str, kind: str) -> None:
-        assert description
-        self.kind, self.metrics = kind, []
-        FAMILIES[name] = self
-
-    def Metric(self, labels=None, buckets=None):  # noqa: N802 - Triton's name
-        metric = RecordedMetric(weakref.ref(self), self.kind, labels, buckets)
-        self.metrics.append(metric)
-        return metric
-
-
-class RecordedMetric:
-    """Writes down what it is told; as in Triton, each kind takes other calls."""
-
-    def __init__(self, family, kind, labels, buckets) -> None:
-        self._family, self._kind = family, kind
-        self.labels, self.buckets, self.values = labels, buckets, []
-
-    def _add(self, value, *kinds):
-        assert self._family() is not None, "Triton refuses: the family has been deleted"
-        assert self._kind in kinds
-        self.values.append(value)
-
-    def increment(self, value):
-        self._add(value, "counter", "gauge")
-
-    def set(self, value):
-        self._add(value, "gauge")
-
-    def observe(self, value):
-        self._add(value, "histogram")
 
 
 @pytest.fixture

@@ -87,3 +87,20 @@ def test_one_request_leaves_no_trace_in_the_next(tokenizers):
 def test_any_text_gives_the_ids_of_transformers(tokenizers, t5, text):
     tokens = tokenizers.tokenize([text], None)
     np.testing.assert_array_equal(tokens.t5_input_ids, t5_reference(t5, [text], max_length=512)[0])
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    texts=st.lists(
+        st.text(max_size=60) | st.sampled_from(["\ufdfa" * 40, "a " * 300, "ﬃ" * 9, "\u0300" * 30]), min_size=1
+    )
+)
+def test_no_text_has_more_tokens_than_are_counted_on_before_it_is_tokenized(tokenizers, texts):
+    tokens = tokenizers.tokenize(texts, None)
+    longest = max(tokens.t5_input_ids.shape[1], tokens.clap_input_ids.shape[1])
+    assert longest <= tokenizers.most_tokens(texts) <= 512
+
+
+def test_a_short_text_is_not_counted_as_a_long_one(tokenizers):
+    assert tokenizers.most_tokens(["a dog barking in the rain"]) < 30
+    assert tokenizers.most_tokens(["a dog", "a dog " * 1000]) == 512

@@ -5,8 +5,12 @@ What all of them know is the request's id. The board is a folder in shared memor
 named by a hash of its id: the stage that has the request writes how far it is, and the model `jobs` writes the byte
 that cancels.
 
-The stage that makes an entry draws a ticket, which goes through the ensemble with the request. A later request with
-the same id gets a file of its own; the stages of the earlier one then neither write to it nor are cancelled by it.
+The stage that makes an entry draws a ticket, which goes through the ensemble with the request. A request without an id
+has a file that is named by its ticket. So has one whose id a later request has taken over: the name was the id's, and
+now is the later one's. The stages of the earlier one find it by the ticket, and nobody else can.
+
+A cancellation may come before its request, which is still on its way. It leaves a *tombstone* for a few seconds: a file
+beside the place of the entry, which cancels the request that comes with the id, once.
 """
 
 import contextlib
@@ -14,12 +18,13 @@ import hashlib
 import os
 import secrets
 import shutil
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from job_entry import JobEntry, JobRecord, JobStatus, set_cancelled
+from job_entry import JobEntry, JobRecord, JobStatus, JobTimes, set_cancelled
 from job_folder import folder_of, private_folder
 
 MAX_ID_BYTES = 128
@@ -30,6 +35,13 @@ KEPT_ENTRIES = 768
 """Of too many, those that are over go first, and then those of which nothing was heard for the longest time."""
 SWEEP_INTERVAL_S = 10.0
 TICKET_BITS = 63
+
+TOMBSTONE_TTL_S = 10.0
+"""How long a request may take to come after its cancellation. An id that is used again later isn't hit."""
+MAX_TOMBSTONES = 256
+"""Of too many, the oldest go."""
+_TOMBSTONE = ".cancelled"
+_LEFT_AT = struct.Struct("<d")
 
 
 class _HasRequestId(Protocol):
@@ -64,25 +76,41 @@ class JobBoard:
         except UnicodeDecodeError:
             return ""
 
-    def create_entry(self, request_id: str) -> JobEntry:
-        """Make the entry of a new request, `queued`, in place of one with the same id.
+    def create_entry(self, request_id: str, deadline_unix_us: int = 0) -> JobEntry:
+        """Make the entry of a new request, `queued`; it is cancelled already if its cancellation came before it.
 
         Args:
-            request_id: Where there is none, or one that `jobs` can't be asked for, the entry does nothing.
+            request_id: Where there is none, or one that `jobs` can't be asked for, only the stages find the entry.
+            deadline_unix_us: When the client's time is up; 0 for never.
         """
-        if name := _file_name(request_id.encode()):
-            with self._warning_once(), private_folder(self._folder, make=True) as folder:
-                self._sweep_if_due(folder)
-                return self._make_entry(folder, name)
-        return JobEntry()
+        entry = JobEntry()
+        with self._warning_once(), private_folder(self._folder, make=True) as folder:
+            self._sweep_if_due(folder)
+            entry = self._make_entry(folder, _file_name(request_id.encode()), deadline_unix_us)
+        return entry  # noqa: RET504 - the block may have been left early
 
     def open_entry(self, request_id: str, ticket: int) -> JobEntry:
-        """Open the entry that an earlier stage made; one that does nothing if the id is another request's by now."""
-        if ticket and (name := _file_name(request_id.encode())):
+        """Open the entry that an earlier stage made; one that does nothing if there is none, or if it is over."""
+        if ticket > 0:
+            for name in filter(None, (_file_name(request_id.encode()), _ticket_name(ticket))):
+                with self._warning_once(), contextlib.suppress(FileNotFoundError):
+                    file = self._open(name)
+                    record = JobRecord.read(file)
+                    if record and record.ticket == ticket and record.is_live:
+                        return JobEntry(file, record, self._clock)
+                    os.close(file)
+        return JobEntry()
+
+    def find_entry(self, request_id: str) -> JobEntry:
+        """Open the entry of the live request that has an id, for those who get no ticket.
+
+        It is one that does nothing if there is none, or where it can't be told which of two requests is meant.
+        """
+        if name := _file_name(request_id.encode()):
             with self._warning_once(), contextlib.suppress(FileNotFoundError):
                 file = self._open(name)
                 record = JobRecord.read(file)
-                if record and record.ticket == ticket:
+                if record and record.is_live and not record.is_id_shared:
                     return JobEntry(file, record, self._clock)
                 os.close(file)
         return JobEntry()
@@ -92,8 +120,21 @@ class JobBoard:
         return self._look_up(request_id, cancel=False)
 
     def cancel(self, request_id: bytes) -> JobStatus:
-        """Cancel a request if it is live; return how far it is now."""
-        return self._look_up(request_id, cancel=True)
+        """Cancel a request if it is live; return how far it is now.
+
+        Where it is unknown, the request that comes with this id within TOMBSTONE_TTL_S is cancelled.
+        """
+        status = self._look_up(request_id, cancel=True)
+        if status == JobStatus() and (name := _file_name(request_id)):
+            with self._warning_once(), private_folder(self._folder, make=True) as folder:
+                self._leave_tombstone(folder, name)
+        return status
+
+    def sweep(self) -> None:
+        """Remove what has expired."""
+        with self._warning_once(), contextlib.suppress(FileNotFoundError), private_folder(self._folder) as folder:
+            names = os.listdir(folder)  # noqa: PTH208 - of a descriptor
+            self._sweep(folder, names)
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
@@ -113,20 +154,45 @@ class JobBoard:
         with private_folder(self._folder) as folder:
             return _open(folder, name)
 
-    def _make_entry(self, folder: int, name: str) -> JobEntry:
+    def _make_entry(self, folder: int, name: str, deadline_unix_us: int) -> JobEntry:
         """Write a file under a name of its own, and rename it: an incomplete one is never seen."""
-        draft = f"{name}.{secrets.token_hex(8)}"
-        record = JobRecord(1 + secrets.randbelow(2**TICKET_BITS - 1), self._clock(), JobStatus("queued"))
-        file = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-        try:
+        ticket, now = 1 + secrets.randbelow(2**TICKET_BITS - 1), self._clock()
+        is_cancelled = bool(name) and self._take_tombstone(folder, name)
+        is_shared = bool(name) and _make_room(folder, name)
+        status, times = JobStatus("queued"), JobTimes(arrived_s=now)
+        record = JobRecord(ticket, now, status, times, deadline_unix_us, is_shared)
+        draft = f"{_ticket_name(ticket)}.draft"
+        with _new_file(folder, draft) as file:
             record.write(file)
-            set_cancelled(file, False)
-            os.rename(draft, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except BaseException:
-            os.close(file)
-            os.unlink(draft, dir_fd=folder)
-            raise
+            set_cancelled(file, is_cancelled)
+            os.rename(draft, name or _ticket_name(ticket), src_dir_fd=folder, dst_dir_fd=folder)
         return JobEntry(file, record, self._clock)
+
+    def _leave_tombstone(self, folder: int, name: str) -> None:
+        tombstones = [other for other in os.listdir(folder) if other.endswith(_TOMBSTONE)]
+        if len(tombstones) >= MAX_TOMBSTONES:
+            self._sweep_tombstones(folder, tombstones)
+        draft = f"{name}.{secrets.token_hex(8)}"
+        with _new_file(folder, draft) as file:
+            os.pwrite(file, _LEFT_AT.pack(self._clock()), 0)
+            os.rename(draft, f"{name}{_TOMBSTONE}", src_dir_fd=folder, dst_dir_fd=folder)
+        os.close(file)
+
+    def _take_tombstone(self, folder: int, name: str) -> bool:
+        """Remove the tombstone of an id; return whether there was one that still counts."""
+        left_s = _left_at(folder, f"{name}{_TOMBSTONE}")
+        if left_s is None:
+            return False
+        _remove(folder, f"{name}{_TOMBSTONE}")
+        return self._clock() < left_s + TOMBSTONE_TTL_S
+
+    def _sweep_tombstones(self, folder: int, names: list[str]) -> None:
+        """Remove tombstones that no longer count, and the oldest if there are as many as there may be."""
+        found = sorted((_left_at(folder, name) or 0.0, name) for name in names)
+        too_many = len(names) - MAX_TOMBSTONES + 1
+        for number, (left_s, name) in enumerate(found):
+            if number < too_many or self._clock() >= left_s + TOMBSTONE_TTL_S:
+                _remove(folder, name)
 
     def _sweep_if_due(self, folder: int) -> None:
         names = os.listdir(folder)
@@ -137,17 +203,19 @@ class JobBoard:
     def _sweep(self, folder: int, names: list[str]) -> None:
         """Remove the entries that have expired, and those that are too many."""
         kept = []
+        self._sweep_tombstones(folder, [name for name in names if name.endswith(_TOMBSTONE)])
         for name in names:
+            if name.endswith(_TOMBSTONE):
+                continue
             with contextlib.suppress(FileNotFoundError), _closing(_open(folder, name)) as file:
                 record = JobRecord.read(file)
                 if record and not record.is_expired(self._clock()):
                     kept.append((record.is_live, record.written_s, name))
                 elif record:
-                    os.unlink(name, dir_fd=folder)
+                    _remove(folder, name)
         if len(kept) >= MAX_ENTRIES:
             for _, _, name in sorted(kept)[:-KEPT_ENTRIES]:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name, dir_fd=folder)
+                _remove(folder, name)
 
     @contextlib.contextmanager
     def _warning_once(self) -> Iterator[None]:
@@ -159,7 +227,7 @@ class JobBoard:
                 self._has_warned = True
                 self._warn(
                     f"The job board at {self._folder} can't be used ({error}): requests run, and can't be watched or "
-                    f"cancelled by their ids. Is there room in {self._folder.parent}? This is said once."
+                    f"cancelled by their ids, or counted. Is there room in {self._folder.parent}? This is said once."
                 )
 
 
@@ -171,6 +239,45 @@ def open_board(model: str, warn: Callable[[str], object]) -> JobBoard:
 def _file_name(request_id: bytes) -> str:
     """Return a name which says nothing of the id; an empty one where `jobs` can't be asked for such an id."""
     return hashlib.sha256(request_id).hexdigest() if 1 <= len(request_id) <= MAX_ID_BYTES else ""
+
+
+def _ticket_name(ticket: int) -> str:
+    return f"{ticket:016x}"
+
+
+def _make_room(folder: int, name: str) -> bool:
+    """Put the entry of a live request aside under the name of its ticket; return whether there was one."""
+    with contextlib.suppress(FileNotFoundError), _closing(_open(folder, name)) as file:
+        record = JobRecord.read(file)
+        if record and record.is_live:
+            os.rename(name, _ticket_name(record.ticket), src_dir_fd=folder, dst_dir_fd=folder)
+            return True
+    return False
+
+
+def _left_at(folder: int, name: str) -> float | None:
+    """Return when a tombstone was left; None if there is none."""
+    with contextlib.suppress(FileNotFoundError, struct.error), _closing(_open(folder, name)) as file:
+        [left_s] = _LEFT_AT.unpack(os.pread(file, _LEFT_AT.size, 0))
+        return float(left_s)
+    return None
+
+
+def _remove(folder: int, name: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+
+
+@contextlib.contextmanager
+def _new_file(folder: int, name: str) -> Iterator[int]:
+    """Make a file that didn't exist; it stays open, and where the block fails, it goes."""
+    file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    try:
+        yield file
+    except BaseException:
+        os.close(file)
+        os.unlink(name, dir_fd=folder)
+        raise
 
 
 def _open(folder: int, name: str) -> int:

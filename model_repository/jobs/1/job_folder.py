@@ -18,7 +18,12 @@ NAME = "audioldm2_jobs"
 
 def folder_of(model: str, server_pid: int) -> Path:
     """Return where the board of the model `model` of a running server is."""
-    return SHARED_MEMORY / f"{_prefix()}{server_pid}_{_start_time(server_pid)}_{model}"
+    return SHARED_MEMORY / f"{_of_server(server_pid)}{model}"
+
+
+def folders_of(server_pid: int) -> list[Path]:
+    """Return the boards that a running server has, one for each of its ensembles."""
+    return sorted(SHARED_MEMORY.glob(f"{_of_server(server_pid)}*"))
 
 
 @contextlib.contextmanager
@@ -51,6 +56,10 @@ def remove_folders_of_dead_servers() -> None:
         owner = re.match(r"(\d+)_(\d+)_", path.name.removeprefix(_prefix()))
         if owner and _start_time(int(owner[1])) != owner[2] and _is_ours(path):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _of_server(server_pid: int) -> str:
+    return f"{_prefix()}{server_pid}_{_start_time(server_pid)}_"
 
 
 def _prefix() -> str:

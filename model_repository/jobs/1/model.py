@@ -2,12 +2,15 @@
 
 from __future__ import annotations  # Triton's classes are in its module only after this one is imported
 
+import threading
+
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from job_board import open_board
+from job_board import SWEEP_INTERVAL_S, open_board
 from job_entry import JobStatus
 from job_folder import remove_folders_of_dead_servers
 from job_query import InvalidQueryError, parse_query
+from parent_death import end_with_parent
 
 
 class TritonPythonModel:
@@ -15,7 +18,8 @@ class TritonPythonModel:
 
     Inputs:
         request_id: BYTES [1], the Triton request id that the generation carried, 1 to 128 bytes of UTF-8.
-        action: BYTES [1], optional: `status`, or `cancel`, which ends the request if it is live.
+        action: BYTES [1], optional: `status`, or `cancel`, which ends the request if it is live, and the one that comes
+            within some seconds if it is unknown.
 
     Outputs:
         state: BYTES [1], `queued`, `denoising`, `decoding`, `done`, `failed`, `cancelled` or `unknown`.
@@ -25,9 +29,13 @@ class TritonPythonModel:
     """
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Remove what dead servers left, and make this server's folder."""
+        """Remove what dead servers left, make this server's folder, and from now on remove there what has expired."""
+        end_with_parent()
         remove_folders_of_dead_servers()
         self._board = open_board(args["model_name"], pb_utils.Logger.log_warn)
+        self._closing = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep, name="sweeper", daemon=True)
+        self._sweeper.start()
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, with an error of its own where it is wrong."""
@@ -35,7 +43,13 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Remove the folder; a model that runs on makes it anew when it needs it."""
+        self._closing.set()
+        self._sweeper.join()
         self._board.remove()
+
+    def _sweep(self) -> None:
+        while not self._closing.wait(SWEEP_INTERVAL_S):
+            self._board.sweep()
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from admission import Budgets
 from audio_geometry import AudioGeometry
+from request_errors import InvalidInputError
 from scheduler_names import SchedulerChoice, SchedulerNames, UnknownSchedulerError
 
 if TYPE_CHECKING:
@@ -24,16 +26,9 @@ DEFAULT_SCHEDULER = SchedulerChoice("DPMSolverMultistepScheduler")
 Number = TypeVar("Number", int, float)
 
 
-class InvalidInputError(ValueError):
-    """An input has a value that it can't have. The text is the contract's `[INVALID_ARG] <input name> ...`."""
-
-    def __init__(self, name: str, problem: str) -> None:
-        super().__init__(f"[INVALID_ARG] {name} {problem}")
-
-
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds of a request, from the parameters in `config.pbtxt`.
+    """Upper bounds of a request, and of all together, from the parameters in `config.pbtxt`.
 
     Attributes:
         max_num_prompts: Prompts in a request. Twice as many rows (with the negative prompts) must fit into the
@@ -43,6 +38,7 @@ class Limits:
         max_audio_length_in_s: Seconds, per waveform.
         max_num_waveforms_per_prompt: Candidates per prompt.
         max_total_audio_length_in_s: Seconds, over all waveforms of a request.
+        budgets: What all live requests together may occupy.
     """
 
     max_num_prompts: int
@@ -51,6 +47,7 @@ class Limits:
     max_audio_length_in_s: float
     max_num_waveforms_per_prompt: int
     max_total_audio_length_in_s: float
+    budgets: Budgets
 
     @classmethod
     def from_parameters(cls, parameters: "ConfigParameters") -> "Limits":
@@ -66,6 +63,7 @@ class Limits:
             max_audio_length_in_s=parameters.number("max_audio_length_in_s"),
             max_num_waveforms_per_prompt=parameters.count("max_num_waveforms_per_prompt"),
             max_total_audio_length_in_s=parameters.number("max_total_audio_length_in_s"),
+            budgets=Budgets.from_parameters(parameters),
         )
         parameters.refuse_others()
         return limits

@@ -3,24 +3,35 @@
 from __future__ import annotations  # Triton's classes are in its module only after this one is imported
 
 import json
+import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from admission import load_of
 from audio_geometry import AudioGeometry
-from generation_request import GenerationRequest, InvalidInputError, Limits, parse_request
+from generation_request import GenerationRequest, Limits, parse_request
+from live_requests import EndedRequest, LiveRequests
+from request_errors import DeadlineError, RequestCancelledError, RequestError
+from request_log import FORMAT_VARIABLE, line_of, read_format
+from request_metrics import RequestMetrics, build_labels
+from request_reporter import RequestReporter
 from scheduler_names import SchedulerNames
 from text_tokenizers import TextTokenizers
 
 if TYPE_CHECKING:
+    from job_entry import JobEntry
     from stage_setup import StageSetup
 
 
 class TritonPythonModel:
-    """Checks a public request and tokenizes its prompts; one response for each request.
+    """Checks a public request, lets it in or refuses it, and tokenizes its prompts; one response for each request.
+
+    It is the first stage, and sees every request: so it also reports how each has ended, whichever stage ended it.
 
     Inputs, all but `prompt` optional: the public ones, whose meaning and bounds are those of GenerationRequest.
 
@@ -41,25 +52,68 @@ class TritonPythonModel:
         """Load the tokenizers, the checkpoint's sizes and the limits."""
         stage = _set_up(args)
         self._board = stage.board
+        self._model = stage.parameters.text("ensemble_model")
         self._limits = Limits.from_parameters(stage.parameters)
         self._geometry = AudioGeometry.load(stage.folder / "audio_geometry.json")
         self._schedulers = SchedulerNames.load(stage.folder / "scheduler_classes.json")
         self._tokenizers = TextTokenizers(stage.folder)
+        self._log_format = read_format(os.environ.get(FORMAT_VARIABLE, ""))
+        self._live = LiveRequests(self._limits.budgets, self._board)
+        metrics = RequestMetrics(
+            pb_utils.MetricFamily, self._model, self._limits.budgets, build_labels(stage.folder / "checkpoint.json")
+        )
+        self._reporter = RequestReporter(self._live, metrics, self._log)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        """Answer each request, with an error of its own where it is wrong."""
+        """Answer each request, with an error of its own where it is wrong or one too many."""
         return [self._respond(request) for request in requests]
 
+    def finalize(self) -> None:
+        """Report what has ended and wasn't reported."""
+        self._reporter.close()
+
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
+        request_id, deadline_unix_us = self._board.id_of(request), _deadline_unix_us(request.timeout())
+        entry, parsed = self._board.create_entry(request_id, deadline_unix_us), None
         try:
-            with self._board.create_entry(self._board.id_of(request)) as entry:
-                inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                outputs = self._outputs(parse_request(inputs, self._geometry, self._schedulers, self._limits))
-                outputs["deadline_unix_us"] = np.array([_deadline_unix_us(request.timeout())], np.int64)
-                outputs["job_ticket"] = np.array([entry.ticket], np.int64)
-        except InvalidInputError as error:
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
+            if entry.is_cancelled():
+                raise RequestCancelledError("the request was cancelled before it came.")
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            parsed = parse_request(inputs, self._geometry, self._schedulers, self._limits)
+            tokens_per_row = self._tokenizers.most_tokens([*parsed.prompts, *(parsed.negative_prompts or ())])
+            self._live.admit(load_of(parsed, tokens_per_row), parsed, entry, request_id)
+        except RequestError as error:
+            return self._refuse(error, entry, request_id, parsed)
+        try:
+            outputs = self._outputs(parsed)
+            if deadline_unix_us and _unix_us() >= deadline_unix_us:
+                raise DeadlineError("the time was up before the text was encoded.")
+        except RequestError as error:
+            entry.end("failed", error.reason)
+            return _error_response(error)
+        except Exception as error:  # one request's fault must not become that of those beside it
+            entry.end("failed")
+            traceback.print_exc()
+            message = f"[INTERNAL] the text could not be tokenized ({type(error).__name__}: {error})."
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL))
+        outputs["deadline_unix_us"] = np.array([deadline_unix_us], np.int64)
+        outputs["job_ticket"] = np.array([entry.ticket], np.int64)
+        entry.close()
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, value) for name, value in outputs.items()])
+
+    def _refuse(
+        self, error: RequestError, entry: JobEntry, request_id: str, request: GenerationRequest | None
+    ) -> pb_utils.InferenceResponse:
+        entry.end("cancelled" if isinstance(error, RequestCancelledError) else "failed", error.reason)
+        self._live.add_refused(request_id, entry.record, request)
+        return _error_response(error)
+
+    def _log(self, ended: EndedRequest) -> None:
+        line = line_of(ended, self._model, self._log_format)
+        if self._log_format == "json":
+            print(line, flush=True)  # Triton's log would put it into quotes
+        else:
+            pb_utils.Logger.log_info(line)
 
     def _outputs(self, request: GenerationRequest) -> dict[str, np.ndarray]:
         negative_prompts = request.negative_prompts or ("",) * len(request.prompts)
@@ -80,11 +134,21 @@ def _set_up(args: dict[str, str]) -> StageSetup:
     """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
     jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
+    from parent_death import end_with_parent
     from stage_setup import set_up_stage
 
+    end_with_parent()
     return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
 def _deadline_unix_us(timeout_us: int) -> int:
     """Return when `timeout_us` from now is; the clock is the one that all models of a server share."""
-    return time.time_ns() // 1000 + timeout_us if timeout_us else 0
+    return _unix_us() + timeout_us if timeout_us else 0
+
+
+def _unix_us() -> int:
+    return time.time_ns() // 1000
+
+
+def _error_response(error: RequestError) -> pb_utils.InferenceResponse:
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, error.code)))

@@ -1,11 +1,15 @@
 """The two tokenizers of a checkpoint, with the padding and truncation of diffusers."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
+
+SPECIAL_TOKENS = 3
+"""CLAP's two at the ends; T5's one at the end, and its mark of a word's beginning before the text."""
 
 CLAP_TOKENIZER_FILE = "clap_tokenizer.json"
 T5_TOKENIZER_FILE = "t5_tokenizer.json"
@@ -37,6 +41,7 @@ class TextTokenizers:
         self._clap = _load(folder / CLAP_TOKENIZER_FILE)
         self._t5 = _load(folder / T5_TOKENIZER_FILE)
         self._t5_truncation, self._t5_padding = dict(self._t5.truncation or {}), dict(self._t5.padding or {})
+        self._max_tokens = max((self._clap.truncation or {})["max_length"], self._t5_truncation["max_length"])
 
     def tokenize(self, prompts: Sequence[str], negative_prompts: Sequence[str] | None) -> TokenizedText:
         """Tokenize prompts, after the negative prompts if there are any.
@@ -57,6 +62,15 @@ class TextTokenizers:
             encodings = [*self._t5_encodings(negative_prompts, length=num_tokens), *encodings]
         return TokenizedText(clap_input_ids, clap_attention_mask, *_arrays(encodings), truncated_tokens)
 
+    def most_tokens(self, texts: Sequence[str]) -> int:
+        """Return how many tokens the longest of some texts has at most, without tokenizing them.
+
+        A token of CLAP's stands for at least a byte, and one of T5's for at least a character of the normalized text.
+        """
+        limit = self._max_tokens
+        sizes = (len(text) if text.isascii() else _most_characters(text[:limit]) for text in texts)
+        return min(limit, max(sizes) + SPECIAL_TOKENS)
+
     def _truncate_t5(self, max_length: int) -> None:
         """Cut T5's texts to `max_length` tokens from now on, on the checkpoint's side."""
         self._t5.enable_truncation(**(self._t5_truncation | {"max_length": max_length}))
@@ -64,6 +78,10 @@ class TextTokenizers:
     def _t5_encodings(self, texts: Sequence[str], length: int | None) -> list[Encoding]:
         self._t5.enable_padding(**(self._t5_padding | {"length": length}))
         return self._t5.encode_batch(list(texts))
+
+
+def _most_characters(text: str) -> int:
+    return max(len(text.encode()), len(unicodedata.normalize("NFKC", text)))
 
 
 def _load(path: Path) -> Tokenizer:

@@ -20,7 +20,7 @@ from denoising_errors import (
     RequestCancelledError,
     ShutdownError,
 )
-from denoising_job import Job, Progress, ignore_progress, not_cancelled
+from denoising_job import Job, Progress, ignore_progress, ignore_start, not_cancelled
 from denoising_loop import DenoisingLoop
 from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics
@@ -90,6 +90,7 @@ class DenoisingEngine:
         deadline: float | None = None,
         is_cancelled: Callable[[], bool] = not_cancelled,
         on_progress: Callable[[Progress], object] = ignore_progress,
+        on_start: Callable[[], object] = ignore_start,
     ) -> "Future[Tensor]":
         """Start a request, or put it into the queue; never blocks.
 
@@ -98,6 +99,7 @@ class DenoisingEngine:
             deadline: When the client's time is up, on the engine's clock.
             is_cancelled: Asked from time to time whether the client still wants it.
             on_progress: Called from time to time with how far it is, until its future is done and perhaps once after.
+            on_start: Called once, when there is room for it; must be quick.
 
         Returns:
             Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
@@ -108,7 +110,7 @@ class DenoisingEngine:
         try:
             request.check(self._sizes, self._options.max_latent_frames)
             steps = self._schedulers.create(request.scheduler)
-            job = Job(request, steps, deadline, is_cancelled, on_progress, arrived_s=self._clock())
+            job = Job(request, steps, deadline, is_cancelled, on_progress, on_start, self._clock())
             if error := self._abort_reason(job):
                 raise error
             job.on_progress(Progress(0, job.num_steps, is_waiting=True, requests_ahead=self.num_waiting))
@@ -169,6 +171,7 @@ class DenoisingEngine:
                 return
             job = self._waiting.popleft()
             self._running[job] = rows
+            job.on_start()
             self._scheduled.append(job)
             self._changed.notify_all()
 

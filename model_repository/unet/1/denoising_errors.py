@@ -7,6 +7,7 @@ DenoisingError
 ├── NonFiniteError           the latents have become infinite or NaN
 ├── ForwardError             the UNet failed on this request's rows
 │   └── ForwardMemoryError   even one row doesn't fit into memory
+├── StageError               a fault that nobody has foreseen
 ├── DeadlineError            the client's time is up
 ├── QueueFullError           too many requests wait already
 ├── QueueTimeoutError        it has waited for too long
@@ -62,6 +63,10 @@ class ForwardMemoryError(ForwardError):
     """There wasn't memory enough for a single row."""
 
     code = tag = "UNAVAILABLE"
+
+
+class StageError(DenoisingError):
+    """A fault that nobody has foreseen."""
 
 
 class DeadlineError(DenoisingError):

@@ -43,6 +43,10 @@ def ignore_progress(_: Progress) -> None:
     """Do nothing: the default of a request whose progress isn't watched."""
 
 
+def ignore_start() -> None:
+    """Do nothing: the default of a request whose start isn't watched."""
+
+
 @dataclass(eq=False)
 class Job:
     """A request with the state of its denoising.
@@ -58,6 +62,7 @@ class Job:
         deadline: When the client's time is up, on the loop's clock; None for never.
         is_cancelled: Asks whether the client still wants it; may be slow.
         on_progress: Called with how far it is; may be slow.
+        on_start: Called when it gets its rows; must be quick.
         arrived_s: When it came, on the loop's clock.
         future: Gets the latents, float32 [waveforms, channels, frames, bins] on the CPU, or a DenoisingError.
         forwards_done: How many of `steps.timesteps` are behind it.
@@ -74,6 +79,7 @@ class Job:
     deadline: float | None = None
     is_cancelled: Callable[[], bool] = not_cancelled
     on_progress: Callable[[Progress], object] = ignore_progress
+    on_start: Callable[[], object] = ignore_start
     arrived_s: float = 0.0
     future: "Future[Tensor]" = field(default_factory=Future)
     forwards_done: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations  # Triton's classes are in its module only af
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
 from denoising_engine import DenoisingEngine
-from denoising_errors import DenoisingError, RequestCancelledError
+from denoising_errors import DenoisingError, RequestCancelledError, StageError
 from denoising_job import Progress
 from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics, PublishedMetrics
@@ -80,14 +81,13 @@ class TritonPythonModel:
         try:
             self._engine.check_queue()
         except DenoisingError as error:
-            entry.end(_state_of(error))
+            _end(entry, error)
             return _error_response(error)  # the quickest way, for there may be many of these
         sender = request.get_response_sender()
         try:
             future = self._start(request, entry, sender)
-        except DenoisingError as error:
-            entry.end(_state_of(error))
-            _send(sender, _error_response(error))
+        except Exception as fault:
+            _fail(sender, entry, fault)
         else:
             future.add_done_callback(self._answer_later(sender, entry, state_after))
         return None
@@ -95,9 +95,13 @@ class TritonPythonModel:
     def _entry(self, request: pb_utils.InferenceRequest) -> tuple[JobEntry, str]:
         """Return the request's entry on the job board, and its state once it is denoised."""
         ticket = pb_utils.get_input_tensor_by_name(request, "job_ticket")
+        request_id = self._board.id_of(request)
         if ticket is None:
-            return self._board.create_entry(self._board.id_of(request)), "done"
-        return self._board.open_entry(self._board.id_of(request), int(ticket.as_numpy()[0])), "decoding"
+            entry, state_after = self._board.create_entry(request_id), "done"
+        else:
+            entry, state_after = self._board.open_entry(request_id, int(ticket.as_numpy()[0])), "decoding"
+        entry.enter_queue()
+        return entry, state_after
 
     def _start(
         self, request: pb_utils.InferenceRequest, entry: JobEntry, sender: pb_utils.InferenceResponseSender
@@ -108,6 +112,7 @@ class TritonPythonModel:
             deadline=_deadline(inputs, request.timeout()),
             is_cancelled=lambda: entry.is_cancelled() or sender.is_cancelled(),
             on_progress=_report_to(entry),
+            on_start=entry.start_denoising,
         )
 
     def _answer_later(
@@ -121,8 +126,10 @@ def _set_up(args: dict[str, str]) -> StageSetup:
     """Import what the Python models share: it lies with the model that the parameter `jobs_model` names."""
     jobs_model = json.loads(args["model_config"])["parameters"]["jobs_model"]["string_value"]
     sys.path.append(str(Path(args["model_repository"]).parent / jobs_model / args["model_version"]))
+    from parent_death import end_with_parent
     from stage_setup import set_up_stage
 
+    end_with_parent()
     return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
@@ -159,17 +166,29 @@ def _report_to(entry: JobEntry) -> Callable[[Progress], None]:
     )
 
 
-def _state_of(error: DenoisingError) -> str:
-    return "cancelled" if isinstance(error, RequestCancelledError) else "failed"
+def _fail(sender: pb_utils.InferenceResponseSender, entry: JobEntry, fault: BaseException) -> None:
+    error = _error_of(fault)
+    _end(entry, error)
+    _send(sender, _error_response(error))
+
+
+def _error_of(fault: BaseException) -> DenoisingError:
+    """Return why a request failed; what nobody has foreseen is logged, and must not become the fault of others."""
+    if isinstance(fault, DenoisingError):
+        return fault
+    traceback.print_exception(fault)
+    return StageError(f"the request could not be denoised ({type(fault).__name__}: {fault}).")
+
+
+def _end(entry: JobEntry, error: DenoisingError) -> None:
+    entry.end("cancelled" if isinstance(error, RequestCancelledError) else "failed", error.tag)
 
 
 def _answer(
     sender: pb_utils.InferenceResponseSender, future: Future[torch.Tensor], entry: JobEntry, state_after: str
 ) -> None:
-    error = future.exception()
-    if isinstance(error, DenoisingError):
-        entry.end(_state_of(error))
-        _send(sender, _error_response(error))
+    if fault := future.exception():
+        _fail(sender, entry, fault)
     else:
         entry.end(state_after)
         _send(sender, pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))

@@ -3,6 +3,7 @@
 from __future__ import annotations  # Triton's classes are in its module only after this one is imported
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,9 @@ import triton_python_backend_utils as pb_utils
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from onnx_backend_config import ConfigError, parse_config
+from onnx_backend_jobs import GivenUpError, JobBoards
 from onnx_backend_session import OnnxSession, Request, has_cuda, is_invalid_argument
+from parent_death import end_with_parent
 
 
 class TritonPythonModel:
@@ -31,6 +34,8 @@ class TritonPythonModel:
         Raises:
             TritonModelException: They disagree, or the configuration has an option that isn't understood.
         """
+        end_with_parent()
+        self._boards = JobBoards(args["model_name"], os.getppid(), pb_utils.Logger.log_warn)
         try:
             config = parse_config(json.loads(args["model_config"]))
             path = Path(args["model_repository"], args["model_version"], config.model_filename)
@@ -39,10 +44,21 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
 
     def execute(self, requests: Sequence[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
-        """Answer each request, in order, with its requested outputs or with its own error."""
+        """Answer each request, in order, with its requested outputs or with its own error.
+
+        Nothing is computed for those that nobody waits for any more.
+        """
         if self._session is None:
             raise pb_utils.TritonModelException("the model has been unloaded")
-        return [_response(result) for result in self._session.run([_request(request) for request in requests])]
+        ids = [_id_of(request) for request in requests]
+        given_up = [self._boards.given_up(request_id) for request_id in ids]
+        wanted = [_request(request) for request, error in zip(requests, given_up, strict=True) if not error]
+        computed = iter(self._session.run(wanted) if wanted else ())
+        results = [error or next(computed) for error in given_up]
+        for request_id, result in zip(ids, results, strict=True):
+            if isinstance(result, Exception) and not isinstance(result, GivenUpError):
+                self._boards.end_failed(request_id, "INVALID_ARG" if is_invalid_argument(result) else "INTERNAL")
+        return [_response(result) for result in results]
 
     def finalize(self) -> None:
         """Release the session and its memory."""
@@ -62,6 +78,14 @@ def _device_id(args: dict[str, str]) -> int | None:
     return None
 
 
+def _id_of(request: pb_utils.InferenceRequest) -> str:
+    """Return the request's id; an empty one if it isn't UTF-8, which Triton lets through over HTTP."""
+    try:
+        return request.request_id()
+    except UnicodeDecodeError:
+        return ""
+
+
 def _request(request: pb_utils.InferenceRequest) -> Request:
     return Request(
         inputs={tensor.name(): tensor.as_numpy() for tensor in request.inputs()},
@@ -71,7 +95,11 @@ def _request(request: pb_utils.InferenceRequest) -> Request:
 
 def _response(result: dict[str, Any] | Exception) -> pb_utils.InferenceResponse:
     if isinstance(result, Exception):
-        error = pb_utils.TritonError
-        code = error.INVALID_ARG if is_invalid_argument(result) else error.INTERNAL
-        return pb_utils.InferenceResponse(error=error(str(result), code))
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(result), _code_of(result)))
     return pb_utils.InferenceResponse([pb_utils.Tensor(k, np.ascontiguousarray(v)) for k, v in result.items()])
+
+
+def _code_of(error: Exception) -> int:
+    if isinstance(error, GivenUpError):
+        return pb_utils.TritonError.CANCELLED
+    return pb_utils.TritonError.INVALID_ARG if is_invalid_argument(error) else pb_utils.TritonError.INTERNAL
