@@ -25,6 +25,8 @@ from diffusers import AudioLDM2Pipeline, DPMSolverMultistepScheduler
 from benchmarks.report import Report, Samples, Table
 from export.checkpoint import Checkpoint
 from export.demo import write_checkpoint
+from export.manifest import manifest_path
+from export.model_names import ModelNames
 from export.pytorch_files import write_unet_files
 from export.repository import export_checkpoint
 from server import EmbeddedServer
@@ -123,6 +125,7 @@ def prepare(folder: Path, size: str, precisions: list[str]) -> tuple[Path, dict[
             shutil.rmtree(repositories[precision] / "unet/1/unet")
             shutil.rmtree(repositories[precision] / "unet/1/scheduler")
             write_unet_files(Checkpoint.find(str(checkpoint)), repositories[precision] / "unet/1", precision)
+            manifest_path(repositories[precision], ModelNames()).unlink()  # it is that of the other UNet
     shutil.rmtree(checkpoint)
     return lm_head, repositories
 

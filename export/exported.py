@@ -43,6 +43,11 @@ def read_record(repository: Path, names: ModelNames) -> Exported | None:
     """Return what the ensemble was exported from; None where there are no weights."""
     if not (repository / names.of("unet") / VERSION / "unet").exists():
         return None
+    return recorded(repository, names)
+
+
+def recorded(repository: Path, names: ModelNames) -> Exported:
+    """Return what the record of the ensemble says, whether its weights are there or not."""
     try:
         return Exported(**json.loads(_record(repository, names).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

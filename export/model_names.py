@@ -1,5 +1,6 @@
 """The names of one checkpoint's models in a repository that may hold several checkpoints."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 
@@ -65,3 +66,12 @@ class ModelNames:
     def _replace(self, reference: re.Match[str]) -> str:
         whole, model = reference.group(0), reference.group(1)
         return whole.replace(f'"{model}"', f'"{self.of(model)}"')
+
+
+def ensemble_of(model: str) -> str:
+    """Return the ensemble that a stage of this name belongs to; `audioldm2` where the name isn't that of a stage."""
+    for stage in (*STAGES, JOBS):
+        with contextlib.suppress(ValueError):
+            if (names := ModelNames(model.removesuffix(f"_{stage}"))).of(stage) == model:
+                return names.ensemble
+    return ENSEMBLE

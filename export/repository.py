@@ -10,6 +10,7 @@ from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
 from export.exported import write_record
 from export.gpt2 import gpt2_stage
+from export.manifest import ExportOptions, write_manifest
 from export.model_names import CACHED_ENSEMBLE, ENSEMBLE, JOBS, STAGES, ModelNames
 from export.onnx_stage import MODEL_FILE, OnnxStage, export_stage, in_fp16
 from export.output_folder import VERSION, check_output, install, staging_folder
@@ -91,6 +92,8 @@ def export_checkpoint(
         write_record(staging, names, checkpoint.name)
         if output.resolve() != COMMITTED_REPOSITORY or names.ensemble != ENSEMBLE:
             _copy_committed_files(staging, names)
+        fp16 = tuple(stage for stage in ONNX_STAGES if stage in fp16_stages)
+        write_manifest(staging, ExportOptions(checkpoint.name, names.ensemble, precision, fp16))
         # A smaller model than the one before may have no external data.
         data = [Path(names.of(stage)) / VERSION / f"{MODEL_FILE}.data" for stage in ONNX_STAGES]
         install(staging, output, [output / path for path in data if not (staging / path).exists()])

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.artefacts import artefact_warnings
 from server.checks import is_loopback, resolve_host
 from server.embedded import EmbeddedServer
 from server.errors import ServerError
@@ -74,6 +75,8 @@ def _serve(server: EmbeddedServer, options: argparse.Namespace) -> None:
         print(
             f"Warning: {what}: whoever reaches this server can end it, and read what others ask of it.", file=sys.stderr
         )
+    for sentence in artefact_warnings(options.model_repository):
+        print(f"Warning: {sentence}", file=sys.stderr)
     server.start()
     print(
         f"Ready: http://{server.http_url} grpc://{server.grpc_url} metrics http://{server.metrics_url}/metrics "

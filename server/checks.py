@@ -11,12 +11,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from server.artefacts import check_artefacts
 from server.errors import ServerError
 from server.workspace import BACKENDS
 
 MINIMUM_GLIBC = (2, 35)
 
 _EXPORT_COMMAND = "python -m export --checkpoint DIR_OR_HUB_ID --output"
+# Models without which this one doesn't load: an ensemble's steps, and the one whose modules a Python stage imports.
+_REFERENCES = re.compile(
+    r"""(?:\bmodel_name\s*:|\bkey\s*:\s*"jobs_model"\s*value\s*:?\s*{\s*string_value\s*:)\s*["']([^"'/]+)["']"""
+)
 _WEIGHTS_FILE = {"onnxruntime": "model.onnx", "python": "model.py"}
 
 
@@ -128,15 +133,16 @@ def _bind_failure(listener: Listener, error: OSError) -> str:
 
 
 def check_model_repository(directory: Path) -> None:
-    """Check that each model of a repository has its configuration, a version and its weights.
+    """Check that each model of a repository has its configuration, a version and its weights, as they were exported.
 
     Raises:
-        ServerError: Something is missing, and the sentence names it and the command that makes it; or can't be read.
+        ServerError: Something is missing, damaged or can't be read; the sentence names it and says what to do.
     """
     try:
         _check_models(directory)
     except OSError as error:
-        raise ServerError(_unreadable(directory, error.filename or directory, error.strerror or str(error))) from error
+        path, reason = error.filename or directory, error.strerror or str(error)
+        raise ServerError(_unreadable(directory, path, error.errno, reason)) from error
 
 
 def _check_models(directory: Path) -> None:
@@ -145,54 +151,68 @@ def _check_models(directory: Path) -> None:
     models = sorted(entry for entry in directory.iterdir() if entry.is_dir())
     if not models:
         raise ServerError(f"The model repository {directory} has no models: run `{_EXPORT_COMMAND} {directory}`.")
-    missing = [file for model in models for file in _missing_files(model)]
-    if missing:
-        verb = "is" if len(missing) == 1 else "are"
-        raise ServerError(
-            f"The model repository {directory} is incomplete: {_and(str(f.relative_to(directory)) for f in missing)} "
-            f"{verb} missing; run `{_EXPORT_COMMAND} {directory}`."
-        )
     for model in models:
         for folder, _, names in os.walk(model, onerror=_raise):
             for file in names:
-                if not os.access(path := Path(folder, file), os.R_OK):
-                    raise ServerError(_unreadable(directory, path, os.strerror(errno.EACCES)))
+                if (path := Path(folder, file)).exists() and not os.access(path, os.R_OK):  # not a link to nothing
+                    raise ServerError(_unreadable(directory, path, errno.EACCES, os.strerror(errno.EACCES)))
+    needed = [path for model in models for path in _needed_paths(model)]
+    check_artefacts(directory, [path.relative_to(directory).as_posix() for path in needed if not path.exists()])
+    for model in models:
+        _check_model(model)
 
 
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _unreadable(directory: Path, path: str | Path, reason: str) -> str:
-    return (
-        f"The model repository {directory} can't be read ({reason}: {path}): give this user (id {os.geteuid()}) the "
-        f"right to read it."
-    )
+def _unreadable(directory: Path, path: str | Path, code: int | None, reason: str) -> str:
+    right = f"give this user (id {os.geteuid()}) the right to read it"
+    advice = right if code in (errno.EACCES, errno.EPERM) else "see to its disk, or copy it again"
+    return f"The model repository {directory} can't be read ({reason}: {path}): {advice}."
 
 
-def _missing_files(model: Path) -> list[Path]:
-    """Files without which Triton can't load a model of the repository."""
+def _needed_paths(model: Path) -> list[Path]:
+    """Files and other models without which Triton can't load a model of the repository."""
+    text, versions = config_text(model), _versions(model)
+    needed = [model.parent / name for name in _REFERENCES.findall(re.sub(r"#.*", "", text))]
+    file_name = string_field(text, "default_model_filename") or _WEIGHTS_FILE.get(string_field(text, "backend"), "")
+    return [*needed, versions[-1] / file_name] if file_name and versions else needed
+
+
+def _check_model(model: Path) -> None:
+    """Check a model's configuration and that it has a version folder."""
     config = model / "config.pbtxt"
     if not config.is_file():
         raise ServerError(
             f"{model} has no config.pbtxt, and Triton takes every folder of a model repository for a model, hidden "
             f"ones too: add the file, or move the folder elsewhere."
         )
-    versions = [
-        entry for entry in model.iterdir() if entry.is_dir() and entry.name.isdecimal() and entry.name[0] != "0"
-    ]
-    if not versions:
+    if not _versions(model):
         raise ServerError(f"{model} has no version folder: make {model / '1'} (an ensemble's stays empty).")
-    text = config.read_text(encoding="utf-8")
+    text = config_text(model)
+    if not text.strip():
+        raise ServerError(
+            f"{config} is empty: take the one of the project's model_repository, or export into another folder."
+        )
     backend = string_field(text, "backend")
     if backend and not (BACKENDS / backend).is_dir() and backend not in _WEIGHTS_FILE:
         raise ServerError(
             f"{config} asks for the backend {backend!r}, and the embedded server has {_and(_WEIGHTS_FILE)} only: run "
             f"this model in Triton's container."
         )
-    file_name = string_field(text, "default_model_filename") or _WEIGHTS_FILE.get(backend, "")
-    newest = max(versions, key=lambda version: int(version.name))
-    return [newest / file_name] if file_name and not (newest / file_name).exists() else []
+
+
+def config_text(model: Path) -> str:
+    """Return a model's configuration, whatever is in it; an empty string where there is none."""
+    config = model / "config.pbtxt"
+    return config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
+
+
+def _versions(model: Path) -> list[Path]:
+    """Return a model's version folders, the newest last."""
+    folders = [entry for entry in model.iterdir() if entry.is_dir() and re.fullmatch("[1-9][0-9]*", entry.name)]
+    return sorted(folders, key=lambda folder: int(folder.name))
 
 
 def string_field(config: str, name: str) -> str:

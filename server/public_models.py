@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.checks import string_field
+from server.checks import config_text, string_field
 
 JOBS = "jobs"
 
@@ -28,6 +28,6 @@ def find_public_models(model_repository: Path) -> PublicModels:
     """
     models = sorted(path.parent for path in model_repository.glob("*/config.pbtxt"))
     jobs = tuple(m.name for m in models if m.name == JOBS or m.name.endswith(f"_{JOBS}"))
-    platforms = {m.name: string_field((m / "config.pbtxt").read_text(encoding="utf-8"), "platform") for m in models}
+    platforms = {m.name: string_field(config_text(m), "platform") for m in models}
     ensembles = [name for name, platform in platforms.items() if platform == "ensemble"]
     return PublicModels(tuple(sorted({*(ensembles or platforms), *jobs})), jobs)

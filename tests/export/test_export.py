@@ -67,6 +67,7 @@ def test_a_new_folder_becomes_a_complete_repository(exported_repository):
         "postprocess/1/preprocessor_config.json",
         "tokenizer/1/audio_geometry.json",
         "tokenizer/1/checkpoint.json",
+        "tokenizer/1/manifest.json",
         "tokenizer/1/scheduler_classes.json",
         "tokenizer/1/clap_tokenizer.json",
         "tokenizer/1/t5_tokenizer.json",
