@@ -52,7 +52,8 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def guarded_server(toy_repository_without_jobs: Path, certificates: Path) -> Iterator[EmbeddedServer]:
     """A server that wants a certificate over gRPC, and a key."""
-    with EmbeddedServer(toy_repository_without_jobs, extra_arguments=guarding_arguments(certificates)) as server:
+    arguments = guarding_arguments(certificates)
+    with EmbeddedServer(toy_repository_without_jobs, extra_arguments=arguments, front=False) as server:
         yield server
 
 

@@ -58,12 +58,30 @@ class Runner:
 
     def traces(self) -> list[str]:
         """Return all that is left of it: processes, temporary folders, shared memory."""
-        left = [*self.temporary.iterdir(), *tiny.processes_of(self.repository.parent).values()]
+        left = [*self.temporary.iterdir(), *tiny.processes_of(self.repository.parent).values(), *self.children()]
         return [*map(str, left), *tiny.shared_memory_of(self.process.pid)]
+
+    def children(self) -> list[str]:
+        """Return the processes that have its environment, itself not."""
+        variable = f"TMPDIR={self.temporary}\0".encode()
+        return [f"{pid} {program_of(pid)}" for pid in processes() if pid != self.process.pid and has(pid, variable)]
 
     def job_boards(self) -> list[Path]:
         """The folders that the model `jobs` has made in shared memory."""
         return list(tiny.SHARED_MEMORY.glob(f"audioldm2_jobs_*_{self.pid_of('tritonserver')}_*"))
+
+
+def processes() -> list[int]:
+    """All process ids."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+
+
+def has(pid: int, variable: bytes) -> bool:
+    """Whether a process has an environment variable, which ends with a NUL."""
+    try:
+        return variable in Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return False
 
 
 def program_of(pid: int) -> str:

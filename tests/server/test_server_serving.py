@@ -47,7 +47,7 @@ def server(tmp_path_factory):
     tiny.add_chain(
         repository, "doubled_lookup", indices, [("lonely_lookup", "index=x", "y=mid"), ("double", "x=mid", "y=y")]
     )
-    with EmbeddedServer(repository, ready_timeout_s=60, stop_timeout_s=10) as running:
+    with EmbeddedServer(repository, ready_timeout_s=60, stop_timeout_s=10, expose_internals=True) as running:
         yield running
 
 
