@@ -1,7 +1,10 @@
 """A generation in a task of its own. The asyncio twin of `_call`."""
 
 import asyncio
+import atexit
+import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -70,6 +73,16 @@ async def drive_async(
         return result
 
 
+_running: "weakref.WeakSet[AsyncCall]" = weakref.WeakSet()
+
+
+@atexit.register
+def _abandon_all() -> None:
+    """Have everything stopped whose event loop has ended without its task."""
+    for call in list(_running):
+        call.abandon_at_exit()
+
+
 class AsyncCall:
     """A running generation. It belongs to one event loop; the arguments are those of `_call.Call`."""
 
@@ -88,11 +101,13 @@ class AsyncCall:
         self.address: ServerAddress | None = None
         self._transports = transports
         self._tell = tell
+        self._process = os.getpid()
         self._ends_here = False
         self._cancelling: asyncio.Task[bool] | None = None
         abandoned.start()
         flow = infer_flow(self.request, route, max_retries, time.monotonic)
         self.task = self._loop.create_task(self._run(flow), context=self._span.context())
+        _running.add(self)
         # A failure that is never asked for must not be logged as "never retrieved".
         self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
 
@@ -111,11 +126,16 @@ class AsyncCall:
 
     def abandon(self) -> None:
         """Have it cancelled, because nobody can ask for its result any more. Waits for nothing, and takes no lock."""
-        if self.done():
+        if self.done() or self._process != os.getpid():  # a forked child leaves its parent's alone
             return
         try:
             self._loop.call_soon_threadsafe(self._start_cancelling)
         except RuntimeError:  # the loop is closed, and the task will never run again
+            self._leave_to_a_thread()
+
+    def abandon_at_exit(self) -> None:
+        """Have it cancelled by a thread, because its event loop won't do it any more."""
+        if not self.done() and self._process == os.getpid():
             self._leave_to_a_thread()
 
     async def ask(self, timeout_s: float) -> Progress:

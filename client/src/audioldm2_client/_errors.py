@@ -219,7 +219,7 @@ def unreachable_error(
     return ServerUnreachableError(
         f"can't reach a Triton server at {address} ({reason}); "
         f"check that it runs and that this is its {address.protocol_name} port, {address.usual_port} unless configured"
-        f"{through(address)}",
+        f"{through(address)}{f' (request {request.id})' if sent else ''}",
         request_id=request.id,
         safe_to_retry=not sent and not misconfigured,
         misconfigured=misconfigured,

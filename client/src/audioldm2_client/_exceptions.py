@@ -39,8 +39,6 @@ class AudioLDM2Error(Exception):
         misconfigured: bool = False,
     ) -> None:
         super().__init__(message)
-        if request_id is not None and request_id not in message:
-            self.add_note(f"request id: {request_id}")  # tracebacks show it
         self.server_message = server_message
         self.request_id = request_id
         self.safe_to_retry = safe_to_retry
