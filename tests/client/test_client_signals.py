@@ -96,6 +96,17 @@ def test_pipe_that_is_closed_changes_no_exit_status(toy_server, start, ask, tmp_
     wait_until(lambda: ask(f"without-{gone}").state == "cancelled", 20, "the server has stopped it")
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_outputs_that_are_closed_from_the_start_change_no_exit_status(toy_server, start, ask, tmp_path, closed):
+    request_id = f"closed {closed}"
+    command = one(toy_server.grpc_url, tmp_path / "x.wav", request_id)
+    process = start("sh", "-c", f'exec "$@" {closed}', "sh", *command)
+    wait_until(lambda: ask(request_id).state == "denoising", 20, "denoising begins")
+    process.terminate()
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (143, "", "" if "2" in closed else "audioldm2: ended by SIGTERM\n")
+
+
 @pytest.mark.parametrize("scheme", ["grpc", "http"])
 def test_signal_ends_what_waits_for_a_silent_server(start, tmp_path, scheme):
     with silent_server() as server:

@@ -108,8 +108,7 @@ class AsyncCall:
         flow = infer_flow(self.request, route, max_retries, time.monotonic)
         self.task = self._loop.create_task(self._run(flow), context=self._span.context())
         _running.add(self)
-        # A failure that is never asked for must not be logged as "never retrieved".
-        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        self.task.add_done_callback(self._note_end)
 
     def done(self) -> bool:
         """Return whether it is over."""
@@ -141,6 +140,11 @@ class AsyncCall:
     async def ask(self, timeout_s: float) -> Progress:
         """Ask the server how far it is."""
         return await drive_async(jobs_flow(self.request, self.address, "status", timeout_s), self._transports)
+
+    def _note_end(self, task: "asyncio.Task[GenerationResult]") -> None:
+        """Look at a failure, which would be logged as "never retrieved"; end the span of what never began."""
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        self._span.end(None, error)
 
     def _start_cancelling(self) -> "asyncio.Task[bool]":
         if self._cancelling is None or self._cancelling.done():

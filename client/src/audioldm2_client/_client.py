@@ -50,6 +50,7 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     """Cancel what still runs when the process exits, also on the servers, while threads can still be joined."""
     for client in list(_open_clients):
+        client.cancel_all()  # also where an exception has ended `close` before its end
         client.close()
 
 

@@ -67,14 +67,16 @@ class CommandSignals:
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        # The kernel keeps the default actions from the first process of a container.
+        at_once = signal.SIG_DFL if os.getpid() != 1 else lambda second, _: os._exit(128 + second)
         for other in self._before:
-            signal.signal(other, signal.SIG_DFL)
+            signal.signal(other, at_once)
         self._action()
 
 
 def give_up_closed_outputs() -> None:
     """Let the end of the process not fail because a terminal or a pipe is gone, which would change its exit status."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
         try:
             stream.flush()
         except (OSError, ValueError):

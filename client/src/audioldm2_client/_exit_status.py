@@ -46,5 +46,6 @@ def first_line(reason: object) -> str:
 def fail(reason: object, status: int) -> int:
     """Print the reason, and return the status."""
     with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"audioldm2: {first_line(reason)}", file=sys.stderr)
+        if sys.stderr is not None:  # closed from the start; `print` would take stdout
+            print(f"audioldm2: {first_line(reason)}", file=sys.stderr)
     return status

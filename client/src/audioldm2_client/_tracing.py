@@ -80,18 +80,19 @@ class GenerationSpan:
         return context
 
     def end(self, result: GenerationResult | None, error: BaseException | None) -> None:
-        """Note the outcome, and end the span."""
-        if self._span is None:
+        """Note the outcome, and end the span; a second time does nothing."""
+        span, self._span = self._span, None
+        if span is None:
             return
-        self._span.set_attribute("audioldm2.outcome", "done" if error is None else type(error).__name__)
+        span.set_attribute("audioldm2.outcome", "done" if error is None else type(error).__name__)
         if result is not None:
-            self._span.set_attribute("audioldm2.audio_length_in_s", result.audio.shape[1] / result.sampling_rate)
+            span.set_attribute("audioldm2.audio_length_in_s", result.audio.shape[1] / result.sampling_rate)
         if error is not None and not _is_cancellation(error):
             from opentelemetry.trace import StatusCode
 
-            self._span.set_attribute("error.type", type(error).__name__)
-            self._span.set_status(StatusCode.ERROR)
-        self._span.end()
+            span.set_attribute("error.type", type(error).__name__)
+            span.set_status(StatusCode.ERROR)
+        span.end()
 
 
 def start_span(request: InferenceRequest, parent: TraceParent) -> GenerationSpan:

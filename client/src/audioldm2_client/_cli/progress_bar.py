@@ -58,6 +58,8 @@ class BatchBar:
     def print(self, line: str, *, error: bool = False) -> None:
         """Print a line above the bar."""
         stream = sys.stderr if error else sys.stdout
+        if stream is None:  # closed from the start; `print` would take the other one
+            return
         if self._bar is None:
             print(line, file=stream, flush=True)
         else:
@@ -70,7 +72,7 @@ class BatchBar:
 
 def is_terminal() -> bool:
     """Return whether a bar can be seen."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()  # None: closed from the start
 
 
 def _close(bar: Any) -> None:
