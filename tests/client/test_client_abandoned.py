@@ -195,6 +195,13 @@ ENDS = {
     loop.run_until_complete(start(client := AsyncAudioLDM2Client(sys.argv[1])))
     loop.close()
     """,
+    "the loop ends while it is being cancelled": """
+    async def main():
+        await start(AsyncAudioLDM2Client(sys.argv[1]))
+        handles.append(asyncio.create_task(handles[0].cancel()))
+        await asyncio.sleep(0)
+    asyncio.run(main())
+    """,
     "Ctrl-C is pressed twice": """
     async def main():
         try:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
@@ -72,15 +71,3 @@ class CommandSignals:
         for other in self._before:
             signal.signal(other, at_once)
         self._action()
-
-
-def give_up_closed_outputs() -> None:
-    """Let the end of the process not fail because a terminal or a pipe is gone, which would change its exit status."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None: closed from the start
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)

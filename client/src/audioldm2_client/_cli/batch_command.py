@@ -16,7 +16,7 @@ from audioldm2_client._cli.options import (
 from audioldm2_client._cli.progress_bar import BatchBar, is_terminal
 from audioldm2_client._cli.prompts_file import PromptItem, read_prompts
 from audioldm2_client._cli.results_folder import ResultsFolder
-from audioldm2_client._command_signals import CommandSignals, give_up_closed_outputs
+from audioldm2_client._command_signals import CommandSignals
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, first_line, status_of
 from audioldm2_client._options import given_options
@@ -47,9 +47,7 @@ def run_batch_command(arguments: argparse.Namespace, signals: CommandSignals) ->
             status = report.run(client, missing, concurrency, retry_for_s)
         except KeyboardInterrupt:
             report.bar.close()
-            status = fail(f"{signals.words}; {CONTINUE}", signals.status)
-            give_up_closed_outputs()
-            return status
+            return fail(f"{signals.words}; {CONTINUE}", signals.status)
         finally:
             report.bar.close()
         report.summarize()

@@ -13,7 +13,7 @@ from audioldm2_client._cli import playback, report
 from audioldm2_client._cli.options import make_parser, parse
 from audioldm2_client._cli.progress_bar import GenerationBar, is_terminal
 from audioldm2_client._client import AudioLDM2Client
-from audioldm2_client._command_signals import CommandSignals, give_up_closed_outputs
+from audioldm2_client._command_signals import CommandSignals
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, status_of
 from audioldm2_client._options import given_options
@@ -53,9 +53,7 @@ def _dispatch(argv: Sequence[str], signals: CommandSignals) -> int:
 
 
 def _end(signals: CommandSignals) -> int:
-    status = fail(signals.words, signals.status)
-    give_up_closed_outputs()
-    return status
+    return fail(signals.words, signals.status)
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from audioldm2_client import _exit_status
 from audioldm2_client._client import AudioLDM2Client
-from audioldm2_client._command_signals import CommandSignals, give_up_closed_outputs
+from audioldm2_client._command_signals import CommandSignals
 from audioldm2_client._exit_status import fail
 from audioldm2_client._server_options import add_server_options, client_settings
 
@@ -68,7 +68,6 @@ def main(argv: Sequence[str], signals: CommandSignals) -> int:
     folder = tempfile.TemporaryDirectory(prefix="audioldm2-ui-")
     with contextlib.suppress(KeyboardInterrupt), client, listener, folder as name:
         _serve(client, settings, listener, Path(name), signals)
-    give_up_closed_outputs()
     return 0
 
 
