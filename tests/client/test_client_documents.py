@@ -42,7 +42,16 @@ def test_guide_explains_every_option_of_the_package():
 
 
 def test_blocking_and_asyncio_clients_have_the_same_arguments():
-    for name in ("__init__", "generate", "submit", "is_ready", "wait_until_ready", "close"):
+    for name in (
+        "__init__",
+        "generate",
+        "submit",
+        "is_ready",
+        "wait_until_ready",
+        "cancel_all",
+        "close_on_signals",
+        "close",
+    ):
         blocking, twin = (inspect.signature(getattr(c, name)) for c in (AudioLDM2Client, AsyncAudioLDM2Client))
         assert blocking.parameters == twin.parameters, name
 

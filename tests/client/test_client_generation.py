@@ -19,6 +19,8 @@ from audioldm2_client import (
     RequestCancelledError,
     ServerUnreachableError,
 )
+from audioldm2_client._async_call import AsyncCall
+from audioldm2_client._call import Call
 from audioldm2_client._flow import Route
 from audioldm2_client._request import build_request
 from audioldm2_client._transport import GrpcTransport, HttpTransport
@@ -134,8 +136,9 @@ ROUTE = Route(parse_urls("localhost:1"))
 
 def test_cancelled_here_says_so_however_fast_the_server_is():
     server = FastServer()
-    generation = Generation(REQUEST, lambda _: server, ROUTE, 0)
-    wait_until(lambda: generation._address, 20, "it is sent")
+    call = Call(REQUEST, lambda _: server, ROUTE, 0).start()
+    generation = Generation(call)
+    wait_until(lambda: call.address, 20, "it is sent")
     assert generation.cancel() is True
     with pytest.raises(RequestCancelledError, match="request r1 was cancelled by this client"):
         generation.result()
@@ -144,7 +147,7 @@ def test_cancelled_here_says_so_however_fast_the_server_is():
 def test_cancelled_here_says_so_however_fast_the_server_is_under_asyncio():
     async def cancel_at_once() -> None:
         server = AsyncFastServer()
-        generation = AsyncGeneration(REQUEST, lambda _: server, ROUTE, 0)
+        generation = AsyncGeneration(AsyncCall(REQUEST, lambda _: server, ROUTE, 0))
         await asyncio.sleep(0)
         assert await generation.cancel() is True
         with pytest.raises(RequestCancelledError, match="request r1 was cancelled by this client"):

@@ -18,7 +18,19 @@ import pytest
 from tests.helpers.document_examples import ROOT
 
 USAGE = Path(__file__).with_name("typed_usage.py")
-HEAVY = ("grpc", "httpx", "google.protobuf", "soundfile", "tqdm", "rich", "PIL", "torch", "gradio", "fastapi")
+HEAVY = (
+    "grpc",
+    "httpx",
+    "google.protobuf",
+    "soundfile",
+    "tqdm",
+    "rich",
+    "PIL",
+    "torch",
+    "gradio",
+    "fastapi",
+    "opentelemetry",
+)
 OF_TRITON = ("tritonclient", "gevent", "geventhttpclient", "aiohttp")
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,6 +27,7 @@ from server import EmbeddedServer
 from tests.helpers.chromium import environment_of, find_chromium
 from tests.helpers.job_calls import rows_are_free, wait_until_rows_are_free
 from tests.helpers.page_server import PageServer
+from tests.helpers.waiting import taken_port, wait_until
 
 TIMEOUT_S = 60
 STEPS = re.compile(r"denoising, step [1-9]\d* of 999")
@@ -270,15 +272,53 @@ def test_missing_server_is_explained_and_ctrl_c_leaves_nothing(open_tab, closed_
     tab.close()
 
 
-def test_end_of_the_page_cancels_what_runs(browser, triton, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_end_of_the_page_cancels_what_runs(browser, triton, tmp_path, number):
     with PageServer(tmp_path, triton.grpc_url) as server, browser.new_context() as context:
-        tab = context.new_page()
-        tab.goto(server.url)
-        start_long(tab)
-        assert server.end(signal.SIGTERM) == 0
+        for _ in range(2):
+            tab = context.new_page()
+            tab.goto(server.url)
+            start_long(tab)
+        start = time.monotonic()
+        assert server.end(number) == 0
+        assert time.monotonic() - start < 10
     assert server.errors == ""
     assert list(server.temporary.iterdir()) == []
     wait_until_rows_are_free(triton)
+
+
+def test_page_ends_within_seconds_where_the_server_says_nothing(browser, tmp_path):
+    with taken_port() as port, PageServer(tmp_path, f"127.0.0.1:{port}") as server, browser.new_context() as context:
+        for _ in range(3):
+            tab = context.new_page()
+            tab.goto(server.url)
+            fill(tab, prompt="a storm")
+            tab.locator("#generate").click()
+            expect(tab.locator("#cancel")).to_be_enabled()
+        start = time.monotonic()
+        assert server.end(signal.SIGTERM) == 0
+        assert time.monotonic() - start < 15
+    assert server.errors == ""
+    assert list(server.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_second_signal_ends_the_page_at_once(browser, tmp_path, number):
+    with taken_port() as port, PageServer(tmp_path, f"127.0.0.1:{port}") as server, browser.new_context() as context:
+        tab = context.new_page()
+        tab.goto(server.url)
+        fill(tab, prompt="a storm")
+        tab.locator("#generate").click()
+        expect(tab.locator("#cancel")).to_be_enabled()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not catches(server.process.pid, number), 20, "the first one has arrived")
+        assert server.end(number) == -number
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (number - 1) & 1)
 
 
 def test_only_its_own_results_are_served_and_only_here(open_tab, page_server):

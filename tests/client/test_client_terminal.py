@@ -117,6 +117,7 @@ def test_json_is_one_line_with_everything(url, tmp_path, capsys):
     assert (out.count("\n"), err) == (1, "")
     result = json.loads(out)
     assert result.pop("elapsed_s") >= 0
+    assert len(result.pop("request_id")) == 32
     assert result == {
         "prompt": "größer 犬",
         "files": [str(tmp_path / "dog-1.flac"), str(tmp_path / "dog-2.flac")],

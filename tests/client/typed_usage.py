@@ -1,6 +1,7 @@
 """The whole public interface in typed code: mypy checks it strictly, and a test runs it against a server."""
 
 import asyncio
+import signal
 import sys
 from pathlib import Path
 from typing import Unpack
@@ -53,8 +54,9 @@ def use_result(result: GenerationResult, folder: Path) -> None:
     seed: int = result.seed
     rate: int = result.sampling_rate
     prompts: tuple[str, ...] = result.prompts
+    request_id: str = result.request_id
     path: Path = result.save(folder / f"{seed}.wav", index=0, subtype="FLOAT")
-    print(audio.shape, scores, truncated, rate, prompts, path)
+    print(audio.shape, scores, truncated, rate, prompts, request_id, path)
 
 
 def use_error(error: AudioLDM2Error) -> None:
@@ -86,7 +88,9 @@ def blocking(url: str, folder: Path) -> None:
     client = AudioLDM2Client(
         [url], model_name="audioldm2", timeout_s=60, max_retries=2, tls=tls, headers={"x-api-key": "none"}
     )
-    with client:
+    with client, client.close_on_signals(signals=[signal.SIGTERM]):
+        cancelled: int = client.cancel_all()
+        print(cancelled)
         client.wait_until_ready(timeout_s=20)
         ready: bool = client.is_ready()
         print(ready, client.model_name, client.timeout_s, client.max_retries)
@@ -100,6 +104,9 @@ def blocking(url: str, folder: Path) -> None:
             seed=7,
             scheduler="ddim",
             eta=0.0,
+            request_id="a dog and a cat",
+            traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            tracestate="vendor=1",
             timeout_s=60,
             on_progress=on_progress,
         )
@@ -118,7 +125,9 @@ def blocking(url: str, folder: Path) -> None:
 
 
 async def with_asyncio(url: str, folder: Path) -> None:
-    async with AsyncAudioLDM2Client(url, timeout_s=60) as client:
+    async with AsyncAudioLDM2Client(url, timeout_s=60) as client, client.close_on_signals():
+        cancelled: int = await client.cancel_all()
+        print(cancelled)
         await client.wait_until_ready(timeout_s=20)
         ready: bool = await client.is_ready()
         result: GenerationResult = await client.generate("a dog", num_inference_steps=4, on_progress=on_progress)

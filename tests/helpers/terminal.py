@@ -36,6 +36,11 @@ class Terminal:
         """Send what a keyboard would."""
         os.write(self._descriptor, b"\x03")
 
+    def hang_up(self) -> int:
+        """Close the terminal, as the end of an SSH session does, and return the exit status."""
+        os.close(self._descriptor)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
     def wait(self) -> int:
         """Read to the end and return the exit status."""
         while self.read(30):

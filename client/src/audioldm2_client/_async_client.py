@@ -1,13 +1,15 @@
 """The asyncio client, the twin of `_client`."""
 
 import asyncio
+import contextlib
+import signal
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Unpack
 
-from audioldm2_client._async_generation import AsyncGeneration, drive_async
+from audioldm2_client._async_call import AsyncCall, drive_async
+from audioldm2_client._async_generation import AsyncGeneration
 from audioldm2_client._async_transport import AsyncTransport, make_async_transport
 from audioldm2_client._connection import TlsOptions
 from audioldm2_client._core import (
@@ -22,6 +24,8 @@ from audioldm2_client._jobs import DEFAULT_MODEL_NAME, JOBS_TIMEOUT_S, ProgressC
 from audioldm2_client._options import GenerationOptions, lists_options
 from audioldm2_client._request import check_timeout
 from audioldm2_client._result import GenerationResult
+from audioldm2_client._signals import ENDING_SIGNALS, close_on_signals_async
+from audioldm2_client._tracing import read_parent
 from audioldm2_client._url import ServerAddress
 
 
@@ -46,13 +50,17 @@ class AsyncAudioLDM2Client(ClientCore):
             url, model_name=model_name, timeout_s=timeout_s, max_retries=max_retries, tls=tls, headers=headers
         )
         self._transports: dict[ServerAddress, AsyncTransport] = {}
-        self._generations: weakref.WeakSet[AsyncGeneration] = weakref.WeakSet()
+        self._calls: set[AsyncCall] = set()  # event loops hold their tasks weakly
+        self._closing: asyncio.Task[None] | None = None
 
     @lists_options
     async def generate(
         self,
         prompt: str | Sequence[str],
         *,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
         **options: Unpack[GenerationOptions],
@@ -63,6 +71,11 @@ class AsyncAudioLDM2Client(ClientCore):
 
         Args:
             prompt: what to hear; one text, or P of them for P sounds (they share every other option).
+            request_id: the request's id, 1 to 128 bytes of printable text; a random one. It stands in the server's log,
+                and those who know it can watch and cancel the request: take one that can't be guessed.
+            traceparent: the trace that this belongs to, as W3C defines it, and `tracestate` with it. What isn't valid
+                is ignored. Without it, OpenTelemetry's current span is taken, if there is one.
+            tracestate: see `traceparent`.
             timeout_s: time allowed for this generation, seconds; the client's `timeout_s`. The server is told it too.
             on_progress: a plain function, called in the event loop with each new `Progress`.
             **options: see `GenerationOptions`.
@@ -75,7 +88,14 @@ class AsyncAudioLDM2Client(ClientCore):
             TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed.
         """
-        generation = self.submit(prompt, timeout_s=timeout_s, **options)
+        generation = self.submit(
+            prompt,
+            request_id=request_id,
+            traceparent=traceparent,
+            tracestate=tracestate,
+            timeout_s=timeout_s,
+            **options,
+        )
         try:
             await generation.watch(on_progress)
             return await generation.result()
@@ -89,13 +109,21 @@ class AsyncAudioLDM2Client(ClientCore):
         self,
         prompt: str | Sequence[str],
         *,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         timeout_s: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> AsyncGeneration:
         """Start a generation in a task of its own, and return its handle at once; not to be awaited.
 
+        Keep the handle: a generation whose handle is gone before the end is cancelled.
+
         Args:
             prompt: as in `generate`.
+            request_id: as in `generate`.
+            traceparent: as in `generate`.
+            tracestate: as in `generate`.
             timeout_s: time allowed for this generation from now on, seconds; the client's `timeout_s`.
             **options: see `GenerationOptions`.
 
@@ -104,10 +132,14 @@ class AsyncAudioLDM2Client(ClientCore):
             TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed, or no event loop runs.
         """
-        request = self._prepare(prompt, timeout_s, options)
-        generation = AsyncGeneration(request, self._transport_for, self._route, self.max_retries)
-        self._generations.add(generation)
-        return generation
+        request = self._prepare(prompt, timeout_s, request_id, options)
+        parent = read_parent(traceparent, tracestate)
+        call = AsyncCall(
+            request, self._transport_for, self._route, self.max_retries, tell=self._tell_to_stop, parent=parent
+        )
+        self._calls.add(call)
+        call.task.add_done_callback(lambda _: self._calls.discard(call))
+        return AsyncGeneration(call)
 
     async def is_ready(self) -> bool:
         """Return whether one of the servers says that the ensemble is ready; False where none answers.
@@ -132,16 +164,46 @@ class AsyncAudioLDM2Client(ClientCore):
         flow = wait_until_ready_flow(self.model_name, self._route, check_timeout(timeout_s), time.monotonic)
         await drive_async(flow, self._transport_for)
 
+    async def cancel_all(self) -> int:
+        """Cancel everything that this client runs, here and on the servers; those who wait get RequestCancelledError.
+
+        The client stays usable. This takes milliseconds; up to 2 s where a server doesn't answer.
+
+        Returns:
+            How many generations were cancelled.
+        """
+        running = list(self._calls)
+        await asyncio.gather(*(call.cancel() for call in running))
+        return len(running)
+
+    def close_on_signals(
+        self, signals: Sequence[signal.Signals] = ENDING_SIGNALS
+    ) -> contextlib.AbstractAsyncContextManager[None]:
+        """Close this client when one of the signals arrives while the block runs: `async with`, in the main thread.
+
+        As `AudioLDM2Client.close_on_signals`; where the signal would have ended the process without another word, the
+        task of the block is cancelled, and SystemExit comes out of the block.
+
+        Args:
+            signals: SIGINT and SIGTERM. A program without a terminal may take SIGHUP for something else.
+
+        Raises:
+            ValueError: this isn't the main thread.
+        """
+        return close_on_signals_async(self.close, signals)
+
     async def close(self) -> None:
         """Cancel what still runs and free the connections.
 
         Closing again does nothing; `generate` and `submit` then raise RuntimeError.
         """
-        if self._closed:
-            return
-        self._closed = True
-        running = [generation for generation in self._generations if not generation.done()]
-        await asyncio.gather(*(generation.cancel() for generation in running))
+        if self._closing is None:
+            self._closed = True
+            self._closing = asyncio.get_running_loop().create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self.cancel_all()
         for transport in self._transports.values():
             await transport.close()
         self._transports.clear()

@@ -48,7 +48,7 @@ class AsyncTransport(Protocol):
         """
 
     async def is_ready(self, model_name: str, timeout_s: float) -> bool:
-        """Return whether the server says that the model is ready; False where it can't be asked."""
+        """Return whether the server says that itself and the model are ready; False where it can't be asked."""
 
     async def close(self) -> None:
         """Free the connections."""
@@ -69,7 +69,7 @@ class AsyncGrpcTransport:
         from audioldm2_client import _kserve_grpc as messages
 
         self._address = address
-        self._metadata = tuple(options.headers.items())
+        self._headers, self._metadata = options.headers, tuple(options.headers.items())
         self._grpc, self._messages = grpc, messages
         if address.secure:
             credentials = grpc.ssl_channel_credentials(**read_channel_credentials(options))
@@ -78,6 +78,7 @@ class AsyncGrpcTransport:
             self._channel = grpc.aio.insecure_channel(address.target, channel_options(address))
         self._infer = self._channel.unary_unary(messages.INFER, *messages.INFER_CODECS)
         self._model_ready = self._channel.unary_unary(messages.MODEL_READY, *messages.MODEL_READY_CODECS)
+        self._server_ready = self._channel.unary_unary(messages.SERVER_READY, *messages.SERVER_READY_CODECS)
         self._server_live = self._channel.unary_unary(messages.SERVER_LIVE)
 
     async def infer(self, request: InferenceRequest) -> GetTensor:
@@ -85,7 +86,8 @@ class AsyncGrpcTransport:
         message = self._messages.build_message(request)
         signs_of_life = asyncio.create_task(self._show_signs_of_life())
         try:
-            answer = await self._infer(message, timeout=request.timeout_s, metadata=self._metadata)
+            metadata = tuple({**self._headers, **request.headers}.items())
+            answer = await self._infer(message, timeout=request.timeout_s, metadata=metadata)
         except self._grpc.RpcError as error:
             spoken = await asyncio.to_thread(probe_port, self._address) if should_probe_grpc(error) else None
             raise error_from_grpc(error, request, self._address, spoken) from error
@@ -95,9 +97,13 @@ class AsyncGrpcTransport:
 
     async def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """See `AsyncTransport`."""
-        message = self._messages.ModelReadyRequest(name=model_name)
+        server, model = self._messages.ServerReadyRequest(), self._messages.ModelReadyRequest(name=model_name)
         try:
-            return bool((await self._model_ready(message, timeout=timeout_s, metadata=self._metadata)).ready)
+            answers = await asyncio.gather(
+                self._server_ready(server, timeout=timeout_s, metadata=self._metadata),
+                self._model_ready(model, timeout=timeout_s, metadata=self._metadata),
+            )
+            return all(answer.ready for answer in answers)
         except self._grpc.RpcError:
             return False
 
@@ -129,6 +135,7 @@ class AsyncHttpTransport:
         """See `AsyncTransport`."""
         body, headers = _kserve.build_body(request)
         path = _kserve.infer_path(request.model_name)
+        headers |= request.headers
         received = _Received()
         deadline = asyncio.timeout(request.timeout_s)
         try:
@@ -146,7 +153,10 @@ class AsyncHttpTransport:
         """See `AsyncTransport`."""
         try:
             async with asyncio.timeout(timeout_s):
-                return says_ready(await self._exchange("GET", _kserve.ready_path(model_name), timeout_s, _Received()))
+                for path in (_kserve.SERVER_READY_PATH, _kserve.ready_path(model_name)):
+                    if not says_ready(await self._exchange("GET", path, timeout_s, _Received())):
+                        return False
+                return True
         except http_errors():
             return False
 

@@ -1,7 +1,9 @@
 """The blocking client."""
 
 import atexit
+import contextlib
 import os
+import signal
 import threading
 import time
 import weakref
@@ -9,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Unpack
 
+from audioldm2_client._abandoned import run_together
+from audioldm2_client._call import Call, drive
 from audioldm2_client._connection import TlsOptions
 from audioldm2_client._core import (
     DEFAULT_MAX_RETRIES,
@@ -18,11 +22,13 @@ from audioldm2_client._core import (
     ClientCore,
 )
 from audioldm2_client._flow import ready_flow, wait_until_ready_flow
-from audioldm2_client._generation import Generation, drive
+from audioldm2_client._generation import Generation
 from audioldm2_client._jobs import DEFAULT_MODEL_NAME, JOBS_TIMEOUT_S, ProgressCallback
 from audioldm2_client._options import GenerationOptions, lists_options
 from audioldm2_client._request import check_timeout
 from audioldm2_client._result import GenerationResult
+from audioldm2_client._signals import ENDING_SIGNALS, close_on_signals
+from audioldm2_client._tracing import read_parent
 from audioldm2_client._transport import Transport, make_transport
 from audioldm2_client._url import ServerAddress
 
@@ -44,6 +50,7 @@ if hasattr(os, "register_at_fork"):
 def _close_all() -> None:
     """Cancel what still runs when the process exits, also on the servers, while threads can still be joined."""
     for client in list(_open_clients):
+        client.cancel_all()  # also where an exception has ended `close` before its end
         client.close()
 
 
@@ -85,7 +92,7 @@ class AudioLDM2Client(ClientCore):
         )
         self._lock = threading.Lock()
         self._transports: dict[ServerAddress, Transport] = {}
-        self._generations: weakref.WeakSet[Generation] = weakref.WeakSet()
+        self._calls: weakref.WeakSet[Call] = weakref.WeakSet()  # their threads hold them
         _open_clients.add(self)
 
     @lists_options
@@ -93,6 +100,9 @@ class AudioLDM2Client(ClientCore):
         self,
         prompt: str | Sequence[str],
         *,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         timeout_s: float | None = None,
         on_progress: ProgressCallback | None = None,
         **options: Unpack[GenerationOptions],
@@ -105,6 +115,11 @@ class AudioLDM2Client(ClientCore):
 
         Args:
             prompt: what to hear; one text, or P of them for P sounds (they share every other option).
+            request_id: the request's id, 1 to 128 bytes of printable text; a random one. It stands in the server's log,
+                and those who know it can watch and cancel the request: take one that can't be guessed.
+            traceparent: the trace that this belongs to, as W3C defines it, and `tracestate` with it. What isn't valid
+                is ignored. Without it, OpenTelemetry's current span is taken, if there is one.
+            tracestate: see `traceparent`.
             timeout_s: time allowed for this generation, seconds; the client's `timeout_s`. The server is told it too.
             on_progress: called in this thread with each new `Progress`; the server is asked every 0.2 s. What it raises
                 cancels the generation, and comes out here. Never called where the server has no model `jobs`.
@@ -125,7 +140,14 @@ class AudioLDM2Client(ClientCore):
             TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed.
         """
-        generation = self.submit(prompt, timeout_s=timeout_s, **options)
+        generation = self.submit(
+            prompt,
+            request_id=request_id,
+            traceparent=traceparent,
+            tracestate=tracestate,
+            timeout_s=timeout_s,
+            **options,
+        )
         try:
             generation.watch(on_progress)
             return generation.result()
@@ -139,13 +161,21 @@ class AudioLDM2Client(ClientCore):
         self,
         prompt: str | Sequence[str],
         *,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
         timeout_s: float | None = None,
         **options: Unpack[GenerationOptions],
     ) -> Generation:
         """Start a generation in a thread of its own, and return its handle at once.
 
+        Keep the handle: a generation whose handle is gone before the end is cancelled.
+
         Args:
             prompt: as in `generate`.
+            request_id: as in `generate`.
+            traceparent: as in `generate`.
+            tracestate: as in `generate`.
             timeout_s: time allowed for this generation from now on, seconds; the client's `timeout_s`.
             **options: see `GenerationOptions`.
 
@@ -154,12 +184,16 @@ class AudioLDM2Client(ClientCore):
             TypeError: a value of the wrong type, or an unknown option.
             RuntimeError: the client is closed.
         """
-        request = self._prepare(prompt, timeout_s, options)
+        request = self._prepare(prompt, timeout_s, request_id, options)
+        parent = read_parent(traceparent, tracestate)
         with self._lock:
             self._check_open()
-            generation = Generation(request, self._transport_for, self._route, self.max_retries)
-            self._generations.add(generation)
-        return generation
+            call = Call(
+                request, self._transport_for, self._route, self.max_retries, tell=self._tell_to_stop, parent=parent
+            )
+            self._calls.add(call)  # before it runs: whatever comes between, `close` finds it
+            call.start()
+        return Generation(call)
 
     def is_ready(self) -> bool:
         """Return whether one of the servers says that the ensemble is ready; False where none answers.
@@ -184,6 +218,39 @@ class AudioLDM2Client(ClientCore):
         flow = wait_until_ready_flow(self.model_name, self._route, check_timeout(timeout_s), time.monotonic)
         drive(flow, self._transport_for)
 
+    def cancel_all(self) -> int:
+        """Cancel everything that this client runs, here and on the servers; those who wait get RequestCancelledError.
+
+        The client stays usable. This takes milliseconds; up to 2 s where a server doesn't answer. It may be called from
+        any thread, and waits: a signal handler must leave it to a thread, see `close_on_signals`.
+
+        Returns:
+            How many generations were cancelled.
+        """
+        with self._lock:
+            running = [call for call in self._calls if not call.done()]
+        run_together([call.cancel for call in running])
+        return len(running)
+
+    def close_on_signals(
+        self, signals: Sequence[signal.Signals] = ENDING_SIGNALS
+    ) -> contextlib.AbstractContextManager[None]:
+        """Close this client when one of the signals arrives while the block runs; it is for the main thread.
+
+        The generations are cancelled, on the servers too, in a thread that the block starts: those who wait for them
+        get RequestCancelledError at once, in whatever thread. Then the signal does what it did before the block: an
+        earlier handler is called, as Python's own, which raises KeyboardInterrupt for SIGINT; where there was none, and
+        the signal would have ended the process without another word, SystemExit is raised, with 128 + the number. What
+        is ignored stays so. Nothing else in this package touches signals.
+
+        Args:
+            signals: SIGINT and SIGTERM. A program without a terminal may take SIGHUP for something else.
+
+        Raises:
+            ValueError: this isn't the main thread.
+        """
+        return close_on_signals(self.close, signals)
+
     def close(self) -> None:
         """Cancel what still runs and free the connections.
 
@@ -193,10 +260,8 @@ class AudioLDM2Client(ClientCore):
             if self._closed:
                 return
             self._closed = True
-            _open_clients.discard(self)
-            running = [generation for generation in self._generations if not generation.done()]
-        for generation in running:
-            generation.cancel()
+        self.cancel_all()
+        _open_clients.discard(self)
         with self._lock:
             for transport in self._transports.values():
                 transport.close()

@@ -68,6 +68,15 @@ class ConnectionOptions:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
+def sendable_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return those headers that gRPC and HTTP both can carry, with their names in lower case."""
+    return {
+        name.lower(): value
+        for name, value in headers.items()
+        if _HEADER_NAME.fullmatch(name) and not _RESERVED.fullmatch(name.lower()) and _HEADER_VALUE.fullmatch(value)
+    }
+
+
 def check_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
     """Return the headers with their names in lower case, as gRPC wants them.
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from audioldm2_client._abandoned import abandoned
+from audioldm2_client._call import tell_to_stop
 from audioldm2_client._connection import ConnectionOptions, TlsOptions, check_headers
 from audioldm2_client._flow import Route
 from audioldm2_client._network import with_proxy
 from audioldm2_client._options import GenerationOptions
 from audioldm2_client._request import InferenceRequest, build_request, check_timeout, new_request_id
-from audioldm2_client._url import parse_urls
+from audioldm2_client._url import ServerAddress, parse_urls
 
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 600.0
@@ -45,16 +47,20 @@ class ClientCore:
         return f"{type(self).__name__}({str(self._route)!r}, model_name={self.model_name!r})"
 
     def _prepare(
-        self, prompt: str | Sequence[str], timeout_s: float | None, options: GenerationOptions
+        self, prompt: str | Sequence[str], timeout_s: float | None, request_id: str | None, options: GenerationOptions
     ) -> InferenceRequest:
         self._check_open()
         return build_request(
             prompt,
             options,
             model_name=self.model_name,
-            request_id=new_request_id(),
+            request_id=new_request_id() if request_id is None else request_id,
             timeout_s=self.timeout_s if timeout_s is None else timeout_s,
         )
+
+    def _tell_to_stop(self, request: InferenceRequest, address: ServerAddress) -> None:
+        """Have a server told that nobody waits for a request any more; waits for nothing, and takes no lock."""
+        abandoned.put(lambda: tell_to_stop(request, address, self._connection))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -25,7 +25,10 @@ from audioldm2_client._request import InferenceRequest
 from audioldm2_client._url import Scheme, ServerAddress
 
 # What Triton puts before the words of the model that refused the request.
-_TRITON_PREFIX = re.compile(r"^(?:\[request id: [^\]]*\] |in ensemble '[^']*', )+")
+_TRITON_PREFIX = re.compile(r"\[request id: [^\]]*\] |in ensemble '[^']*', ")
+
+# Said by the server itself, or by the front before it, whatever words follow.
+_UNAVAILABLE = "[UNAVAILABLE]"
 
 # UNAVAILABLE is both gRPC's own word for "no connection" and Triton's for "busy"; gRPC's texts are these.
 _NO_CONNECTION = re.compile(
@@ -122,7 +125,8 @@ def error_from_status(
         return client_deadline_error(request, address)
     if status is not None and status.startswith("StatusCode.") and (found := _HTTP_STATUS.search(raw)):
         return gateway_error(int(found[1]), headers or {}, b"", request, address)
-    if status == "StatusCode.UNAVAILABLE" and _NO_CONNECTION.search(raw):
+    words = _without_prefixes(raw, request)
+    if status == "StatusCode.UNAVAILABLE" and not words.startswith(_UNAVAILABLE) and _NO_CONNECTION.search(raw):
         return unreachable_error(raw, request, address, sent=not _NOT_SENT.search(raw))
     if status == "StatusCode.UNIMPLEMENTED" and _OTHER_SERVICE.search(raw):
         return unreachable_error(
@@ -132,7 +136,6 @@ def error_from_status(
             sent=False,
             misconfigured=True,
         )
-    words = _TRITON_PREFIX.sub("", raw)
     error_class = _classify(status, words)
     return error_class(
         _sentence(error_class, words, request, address),
@@ -143,6 +146,18 @@ def error_from_status(
     )
 
 
+def _without_prefixes(raw: str, request: InferenceRequest) -> str:
+    """Return the words without Triton's own; a caller's id may have brackets in it."""
+    known = f"[request id: {request.id}] "
+    while True:
+        if raw.startswith(known):
+            raw = raw.removeprefix(known)
+        elif found := _TRITON_PREFIX.match(raw):
+            raw = raw[found.end() :]
+        else:
+            return raw
+
+
 def _classify(status: str | None, words: str) -> type[AudioLDM2Error]:
     if words.startswith("Request for unknown model"):
         return ModelNotFoundError
@@ -151,6 +166,8 @@ def _classify(status: str | None, words: str) -> type[AudioLDM2Error]:
     if status == "StatusCode.RESOURCE_EXHAUSTED" and _TOO_LARGE.search(words):
         return InvalidRequestError
     error_class = _CLASS_OF_STATUS.get(status or "", ServerFaultError)
+    if words.startswith(_UNAVAILABLE) and status in ("400", "500"):
+        error_class = ServerBusyError
     if status == "400" and words.startswith("[CANCELLED]"):
         error_class = RequestCancelledError
     if status in ("400", "499", "StatusCode.CANCELLED") and words.startswith("[DEADLINE]"):
@@ -202,7 +219,7 @@ def unreachable_error(
     return ServerUnreachableError(
         f"can't reach a Triton server at {address} ({reason}); "
         f"check that it runs and that this is its {address.protocol_name} port, {address.usual_port} unless configured"
-        f"{through(address)}",
+        f"{through(address)}{f' (request {request.id})' if sent else ''}",
         request_id=request.id,
         safe_to_retry=not sent and not misconfigured,
         misconfigured=misconfigured,

@@ -2,7 +2,7 @@
 
     AudioLDM2Error
       + InvalidRequestError       the request is wrong: change it
-      + ServerBusyError           overloaded or starting: safe to send again
+      + ServerBusyError           overloaded, starting or restarting: safe to send again
       + RequestCancelledError     the server ended the request, because it was told to
       + DeadlineExceededError     no answer in time, by the server's clock or by the client's
       + ServerUnreachableError    no Triton server answers at the address, or the connection was lost
@@ -20,9 +20,9 @@ class AudioLDM2Error(Exception):
     Attributes:
         server_message: the server's words exactly as received, None where the server said nothing.
         request_id: the id that the request carried, to look for in the server's log; None where nothing was sent.
-        safe_to_retry: whether the server took no part of the request, so that sending it again can't do the work twice.
-            The client itself tries such requests again, `max_retries` times. After a gateway's 502 or 504, which leave
-            it open, it tells the server to stop first.
+        safe_to_retry: whether no server works on the request, because none took it or the one that had it was stopped,
+            so that sending it again can't do the work twice at a time. The client itself tries such requests again,
+            `max_retries` times. After a gateway's 502 or 504, which leave it open, it tells the server to stop first.
         retry_after_s: how long the server, or a gateway before it, asks to wait before that, seconds; None where it
             doesn't say.
         misconfigured: whether the address, a certificate or a proxy is wrong, so that waiting won't help.
@@ -51,7 +51,7 @@ class InvalidRequestError(AudioLDM2Error):
 
 
 class ServerBusyError(AudioLDM2Error):
-    """The server took no part of the request, it is overloaded, starting or stopping. Safe to send again."""
+    """The server can't do the request now: it is overloaded, starting, stopping, or was stopped. Safe to send again."""
 
 
 class RequestCancelledError(AudioLDM2Error):

@@ -1,5 +1,6 @@
 """The exit statuses of the command line."""
 
+import contextlib
 import sys
 
 from audioldm2_client._exceptions import (
@@ -16,12 +17,12 @@ USAGE = 2
 UNAVAILABLE = 3
 DEADLINE = 4
 DENIED = 5
-INTERRUPTED = 130
 
 EXPLANATION = """\
 exit status: 0 done; 1 the server failed or a file could not be written; 2 bad usage, or the server refuses a value;
 3 server busy or unreachable, try again later; 4 not done within --timeout; 5 the server wants another API key or
-certificate; 130 interrupted. With --prompts, that of the first line which failed."""
+certificate; 129 hung up, 130 interrupted, 143 terminated (SIGHUP, Ctrl-C, SIGTERM).
+With --prompts, that of the first line which failed."""
 
 _STATUS_OF: tuple[tuple[type[AudioLDM2Error], int], ...] = (
     (InvalidRequestError, USAGE),
@@ -44,5 +45,7 @@ def first_line(reason: object) -> str:
 
 def fail(reason: object, status: int) -> int:
     """Print the reason, and return the status."""
-    print(f"audioldm2: {first_line(reason)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        if sys.stderr is not None:  # closed from the start; `print` would take stdout
+            print(f"audioldm2: {first_line(reason)}", file=sys.stderr)
     return status

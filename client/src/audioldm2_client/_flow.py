@@ -146,6 +146,16 @@ def _may_have_been_taken(error: AudioLDM2Error) -> bool:
     return not error.safe_to_retry or error.server_message is not None
 
 
+def may_still_run(error: BaseException) -> bool:
+    """Return whether a generation that ended here with this may go on at the server, which wasn't told of it yet.
+
+    That is where the client's own clock has ended it, and where whatever waited for it was ended from outside.
+    """
+    if isinstance(error, DeadlineExceededError):
+        return error.server_message is None
+    return not isinstance(error, Exception)
+
+
 def _stop_what_was_lost(request: InferenceRequest, address: ServerAddress) -> Flow[None]:
     """Tell the server, if it is there, that nobody waits for the answer any more."""
     with contextlib.suppress(AudioLDM2Error):

@@ -1,16 +1,13 @@
-"""A generation in a thread of its own, and its handle."""
+"""The handle of a generation."""
 
 import concurrent.futures
 import queue
-import threading
-import time
+import weakref
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
 
+from audioldm2_client._call import Call
 from audioldm2_client._cancel_token import CallCancelledError, CancelToken
-from audioldm2_client._errors import cancelled_here_error
-from audioldm2_client._exceptions import AudioLDM2Error, RequestCancelledError
-from audioldm2_client._flow import AskReady, Flow, Route, Sleep, Step, cancel_flow, infer_flow, jobs_flow
+from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._jobs import (
     JOBS_TIMEOUT_S,
     POLL_INTERVAL_S,
@@ -19,84 +16,26 @@ from audioldm2_client._jobs import (
     ProgressCallback,
     ProgressWatch,
 )
-from audioldm2_client._request import InferenceRequest
-from audioldm2_client._result import GenerationResult, parse_response
-from audioldm2_client._transport import Transport
-from audioldm2_client._url import ServerAddress
-
-T = TypeVar("T")
-
-
-class Transports(Protocol):
-    """Give the transport for an address; the client owns them."""
-
-    def __call__(self, address: ServerAddress) -> Transport:
-        """Return the one transport for the address."""
-
-
-def drive(
-    flow: Flow[T],
-    transports: Transports,
-    token: CancelToken | None = None,
-    on_address: Callable[[ServerAddress], object] = lambda _: None,
-) -> T:
-    """Do the steps of a flow, blocking, and return its result.
-
-    Args:
-        flow: see `_flow`.
-        transports: for its I/O.
-        token: cancels it from another thread.
-        on_address: called with each address before something is sent there.
-
-    Raises:
-        AudioLDM2Error: the flow's own errors.
-        CallCancelledError: the token was cancelled between two calls.
-    """
-    token = token or CancelToken()
-
-    def perform(step: Step) -> Any:
-        if isinstance(step, Sleep):
-            return token.sleep(step.seconds)
-        if isinstance(step, AskReady):
-            return transports(step.address).is_ready(step.model_name, step.timeout_s)
-        transport = transports(step.address)
-        token.begin_attempt(lambda: on_address(step.address))
-        return transport.infer(step.request, token)
-
-    try:
-        step = next(flow)
-        while True:
-            try:
-                outcome = perform(step)
-            except AudioLDM2Error as error:
-                step = flow.throw(error)
-            else:
-                step = flow.send(outcome)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+from audioldm2_client._result import GenerationResult
 
 
 class Generation:
     """A running generation; made by `AudioLDM2Client.submit`. Safe to use from several threads.
 
+    Keep it: a generation whose handle is gone before the end is cancelled, because nobody can have its result.
+
     Attributes:
         id: the request's id, for the server's log. It is all that is needed to watch and cancel the generation.
     """
 
-    def __init__(self, request: InferenceRequest, transports: Transports, route: Route, max_retries: int) -> None:
-        self.id = request.id
-        self._request = request
-        self._transports = transports
-        self._address: ServerAddress | None = None
-        self._token = CancelToken()
-        self._future: concurrent.futures.Future[GenerationResult] = concurrent.futures.Future()
-        flow = infer_flow(request, route, max_retries, time.monotonic)
-        threading.Thread(target=self._run, args=(flow,), name=f"audioldm2-{self.id[:8]}", daemon=True).start()
+    def __init__(self, call: Call) -> None:
+        self.id = call.request.id
+        self._call = call
+        weakref.finalize(self, call.abandon).atexit = False
 
     def done(self) -> bool:
         """Return whether it has ended, by a result or an error: `result` won't wait."""
-        return self._future.done()
+        return self._call.future.done()
 
     def result(self, timeout_s: float | None = None) -> GenerationResult:
         """Wait for the result. The generation continues if this ends early, by `timeout_s` or by Ctrl-C.
@@ -108,9 +47,9 @@ class Generation:
             TimeoutError: not over after `timeout_s`.
             AudioLDM2Error: the generation failed, see `AudioLDM2Client.generate`; RequestCancelledError after `cancel`.
         """
-        if not concurrent.futures.wait([self._future], timeout_s).done:
+        if not concurrent.futures.wait([self._call.future], timeout_s).done:
             raise TimeoutError(f"generation {self.id} isn't over after {timeout_s} s")
-        return self._future.result()
+        return self._call.future.result()
 
     def progress(self) -> Progress:
         """Ask the server how far the generation is.
@@ -119,7 +58,7 @@ class Generation:
             ModelNotFoundError: the server has no model `jobs`, and so can't tell.
             AudioLDM2Error: the server couldn't be asked.
         """
-        return self._ask(JOBS_TIMEOUT_S)
+        return self._call.ask(JOBS_TIMEOUT_S)
 
     def cancel(self) -> bool:
         """End the generation here and on the server; `result` then raises RequestCancelledError.
@@ -130,13 +69,7 @@ class Generation:
             Whether the server was told. False where the generation is over, or where the server can't be reached or has
             no model `jobs` and may continue it.
         """
-        self._token.refuse_attempts()  # from here on, all that was sent is at the address that is noted
-        try:
-            flow = cancel_flow(self._request, lambda: self._address, self._future.done, time.monotonic)
-            return drive(flow, self._transports)
-        finally:
-            self._token.cancel()
-            concurrent.futures.wait([self._future])
+        return self._call.cancel()
 
     def watch(self, callback: ProgressCallback | None) -> None:
         """Call the callback with each change until the generation is over, or the server can't tell its progress.
@@ -148,7 +81,7 @@ class Generation:
             return
         changes: queue.SimpleQueue[Progress | None] = queue.SimpleQueue()
         token = CancelToken()
-        self._future.add_done_callback(lambda _: token.cancel())
+        self._call.future.add_done_callback(lambda _: token.cancel())
         with concurrent.futures.ThreadPoolExecutor(1) as executor:
             polling = executor.submit(self._poll, changes.put, token)
             try:
@@ -165,7 +98,7 @@ class Generation:
             while watch.wanted:
                 token.sleep(POLL_INTERVAL_S)
                 try:
-                    progress = self._ask(WATCH_TIMEOUT_S, token)
+                    progress = self._call.ask(WATCH_TIMEOUT_S, token)
                 except AudioLDM2Error as error:
                     watch.note_failure(error)
                 else:
@@ -174,25 +107,3 @@ class Generation:
             pass
         finally:
             report(None)
-
-    def _ask(self, timeout_s: float, token: CancelToken | None = None) -> Progress:
-        return drive(jobs_flow(self._request, self._address, "status", timeout_s), self._transports, token)
-
-    def _run(self, flow: Flow[Any]) -> None:
-        failure: BaseException | None = None
-        try:
-            result = parse_response(drive(flow, self._transports, self._token, self._note_address), self._request)
-        except CallCancelledError:
-            failure = cancelled_here_error(self._request)
-        except RequestCancelledError as error:  # `cancel` was faster on the server than here
-            failure = cancelled_here_error(self._request) if self._token.refuses_attempts else error
-        except BaseException as error:
-            failure = error
-        # Last, because the process may exit as soon as a caller has the result.
-        if failure is None:
-            self._future.set_result(result)
-        else:
-            self._future.set_exception(failure)
-
-    def _note_address(self, address: ServerAddress) -> None:
-        self._address = address

@@ -72,6 +72,10 @@ def infer_path(model_name: str) -> str:
     return f"/v2/models/{quote(model_name, safe='')}/infer"
 
 
+SERVER_READY_PATH = "/v2/health/ready"
+"""The path of the server's readiness: that of all its models and, from Triton 2.70 on, of the processes behind them."""
+
+
 def ready_path(model_name: str) -> str:
     """Return the path of a model's readiness."""
     return f"/v2/models/{quote(model_name, safe='')}/ready"

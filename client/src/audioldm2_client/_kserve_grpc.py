@@ -17,10 +17,13 @@ from audioldm2_client._request import InferenceRequest
 SERVICE = "/inference.GRPCInferenceService"
 INFER = f"{SERVICE}/ModelInfer"
 MODEL_READY = f"{SERVICE}/ModelReady"
+SERVER_READY = f"{SERVICE}/ServerReady"
 SERVER_LIVE = f"{SERVICE}/ServerLive"
 
 # Type and number by name; "*" is a repeated field.
 MESSAGES = {
+    "ServerReadyRequest": {},
+    "ServerReadyResponse": {"ready": ("bool", 1)},
     "ModelReadyRequest": {"name": ("string", 1)},
     "ModelReadyResponse": {"ready": ("bool", 1)},
     "InferParameter": {"int64_param": ("int64", 2)},
@@ -76,11 +79,14 @@ def _message_class(name: str) -> Any:
 POOL = _make_pool()
 ModelInferRequest = _message_class("ModelInferRequest")
 ModelInferResponse = _message_class("ModelInferResponse")
+ServerReadyRequest = _message_class("ServerReadyRequest")
+ServerReadyResponse = _message_class("ServerReadyResponse")
 ModelReadyRequest = _message_class("ModelReadyRequest")
 ModelReadyResponse = _message_class("ModelReadyResponse")
 
 # What a channel's `unary_unary` takes: how a request is written and an answer read.
 INFER_CODECS = (ModelInferRequest.SerializeToString, ModelInferResponse.FromString)
+SERVER_READY_CODECS = (ServerReadyRequest.SerializeToString, ServerReadyResponse.FromString)
 MODEL_READY_CODECS = (ModelReadyRequest.SerializeToString, ModelReadyResponse.FromString)
 
 

@@ -3,8 +3,8 @@
 import math
 import numbers
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from audioldm2_client._exceptions import InvalidRequestError
 from audioldm2_client._options import OPTIONS, GenerationOptions, Option, given_options
+
+MAX_REQUEST_ID_BYTES = 128
+"""The server's limit for an id by which the model `jobs` can be asked."""
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -41,6 +44,7 @@ class InferenceRequest:
         timeout_s: the time allowed for the call, seconds; for one of several attempts, the time that remains.
         inputs: the given ones.
         prompts: the prompts as text.
+        headers: sent with this request, besides those of the client.
     """
 
     model_name: str
@@ -48,6 +52,7 @@ class InferenceRequest:
     timeout_s: float
     inputs: tuple[InputTensor, ...]
     prompts: tuple[str, ...]
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def timeout_us(self) -> int:
@@ -58,6 +63,22 @@ class InferenceRequest:
 def new_request_id() -> str:
     """Return an id that can't be guessed: a request's id is enough to watch and cancel it."""
     return uuid.uuid4().hex
+
+
+def check_request_id(request_id: str) -> str:
+    """Return a caller's own id.
+
+    Raises:
+        TypeError: not text.
+        InvalidRequestError: no 1 to 128 bytes of UTF-8, or something in it that can't be printed.
+    """
+    _check_type("request_id", request_id, str, "a str")
+    wanted = f"request_id must be printable text of 1 to {MAX_REQUEST_ID_BYTES} bytes in UTF-8"
+    if not request_id.isprintable():
+        raise InvalidRequestError(f"{wanted}; got {request_id[:MAX_REQUEST_ID_BYTES]!r}")
+    if not 1 <= (size := len(request_id.encode())) <= MAX_REQUEST_ID_BYTES:
+        raise InvalidRequestError(f"{wanted}; got {size}")
+    return request_id
 
 
 def build_request(
@@ -74,7 +95,7 @@ def build_request(
         prompt: one text, or several.
         options: what `generate` is given besides.
         model_name: the ensemble.
-        request_id: as `new_request_id` makes them.
+        request_id: as `new_request_id` makes them, or a caller's own, checked here.
         timeout_s: time allowed for the generation, seconds.
 
     Raises:
@@ -89,7 +110,7 @@ def build_request(
     prompts = _texts("prompt", prompt)
     return InferenceRequest(
         model_name=model_name,
-        id=request_id,
+        id=check_request_id(request_id),
         timeout_s=check_timeout(timeout_s),
         inputs=(_encode_texts("prompt", prompts), *inputs),
         prompts=prompts,

@@ -33,6 +33,7 @@ class GenerationResult:
             nothing to rank.
         prompts: those of the request.
         truncated_tokens: int32 [prompts], how many tokens at the end of each prompt were too many, and had no effect.
+        request_id: the id that the request carried; the server's log names it.
     """
 
     audio: npt.NDArray[np.float32]
@@ -41,6 +42,7 @@ class GenerationResult:
     clap_scores: npt.NDArray[np.float32]
     prompts: tuple[str, ...]
     truncated_tokens: npt.NDArray[np.int32]
+    request_id: str = ""
 
     def save(self, path: str | os.PathLike[str], index: int = 0, *, subtype: str = "PCM_16") -> Path:
         """Write one waveform as a mono audio file. It is written completely or not at all, and replaces an older file.
@@ -103,4 +105,5 @@ def parse_response(get_tensor: GetTensor, request: InferenceRequest) -> Generati
         clap_scores=_read_scores(get_tensor, request),
         prompts=request.prompts,
         truncated_tokens=read_output(get_tensor, request, "truncated_tokens", 1).astype(np.int32),
+        request_id=request.id,
     )

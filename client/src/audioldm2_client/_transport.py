@@ -5,6 +5,7 @@ Both are imported at the first call, not with this package: they take a tenth of
 
 import concurrent.futures
 import contextlib
+import contextvars
 import socket
 import threading
 import time
@@ -58,7 +59,7 @@ class Transport(Protocol):
         """
 
     def is_ready(self, model_name: str, timeout_s: float) -> bool:
-        """Return whether the server says that the model is ready; False where it can't be asked."""
+        """Return whether the server says that itself and the model are ready; False where it can't be asked."""
 
     def close(self) -> None:
         """Free the connections."""
@@ -78,7 +79,7 @@ class GrpcTransport:
         from audioldm2_client import _kserve_grpc as messages
 
         self._address = address
-        self._metadata = tuple(options.headers.items())
+        self._headers, self._metadata = options.headers, tuple(options.headers.items())
         self._grpc, self._messages = grpc, messages
         if address.secure:
             credentials = grpc.ssl_channel_credentials(**read_channel_credentials(options))
@@ -87,12 +88,14 @@ class GrpcTransport:
             self._channel = grpc.insecure_channel(address.target, channel_options(address))
         self._infer = self._channel.unary_unary(messages.INFER, *messages.INFER_CODECS)
         self._model_ready = self._channel.unary_unary(messages.MODEL_READY, *messages.MODEL_READY_CODECS)
+        self._server_ready = self._channel.unary_unary(messages.SERVER_READY, *messages.SERVER_READY_CODECS)
         self._server_live = self._channel.unary_unary(messages.SERVER_LIVE)
 
     def infer(self, request: InferenceRequest, token: CancelToken) -> GetTensor:
         """See `Transport`."""
         message = self._messages.build_message(request)
-        call = self._infer.future(message, timeout=request.timeout_s, metadata=self._metadata)
+        metadata = tuple({**self._headers, **request.headers}.items())
+        call = self._infer.future(message, timeout=request.timeout_s, metadata=metadata)
         try:
             with token.on_cancel(call.cancel):
                 answer = self._wait_for(call)
@@ -108,9 +111,16 @@ class GrpcTransport:
 
     def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """See `Transport`."""
-        message = self._messages.ModelReadyRequest(name=model_name)
+        end = time.monotonic() + timeout_s
+        questions = (
+            (self._server_ready, self._messages.ServerReadyRequest()),
+            (self._model_ready, self._messages.ModelReadyRequest(name=model_name)),
+        )
         try:
-            return bool(self._model_ready(message, timeout=timeout_s, metadata=self._metadata).ready)
+            return all(
+                ask(message, timeout=max(end - time.monotonic(), 0.0), metadata=self._metadata).ready
+                for ask, message in questions
+            )
         except self._grpc.RpcError:
             return False
 
@@ -141,6 +151,7 @@ class HttpTransport:
         """See `Transport`."""
         body, headers = _kserve.build_body(request)
         path = _kserve.infer_path(request.model_name)
+        headers |= request.headers
         call = _HttpCall(self._client, "POST", path, request.timeout_s, content=body, headers=headers)
         try:
             with token.on_cancel(call.end):
@@ -159,17 +170,22 @@ class HttpTransport:
 
     def is_ready(self, model_name: str, timeout_s: float) -> bool:
         """See `Transport`."""
-        call = _HttpCall(self._client, "GET", _kserve.ready_path(model_name), timeout_s)
+        end = time.monotonic() + timeout_s
+        paths = (_kserve.SERVER_READY_PATH, _kserve.ready_path(model_name))
+        return all(self._says_ready(path, end - time.monotonic()) for path in paths)
+
+    def close(self) -> None:
+        """See `Transport`."""
+        self._client.close()
+
+    def _says_ready(self, path: str, timeout_s: float) -> bool:
+        call = _HttpCall(self._client, "GET", path, timeout_s)
         try:
             return says_ready(call.answer.result(timeout_s))
         except http_errors():
             return False
         finally:
             call.end()
-
-    def close(self) -> None:
-        """See `Transport`."""
-        self._client.close()
 
     def _wait_for(self, call: "_HttpCall", request: InferenceRequest) -> None:
         """Wait until the call is over, and from HEARTBEAT_S on look whether its connection is alive.
@@ -219,7 +235,8 @@ class _HttpCall:
             method, path, timeout=http_timeouts(timeout_s), extensions={"trace": self._note_socket}, **arguments
         )
         self._client = client
-        threading.Thread(target=self._run, name=f"audioldm2-{method}", daemon=True).start()
+        run = contextvars.copy_context().run  # libraries that trace connections look for the current span
+        threading.Thread(target=run, args=(self._run,), name=f"audioldm2-{method}", daemon=True).start()
 
     def end(self) -> None:
         """Let go of the connection; nothing happens where the call is over."""

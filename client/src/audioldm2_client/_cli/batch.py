@@ -118,7 +118,7 @@ async def _generate(client: AsyncAudioLDM2Client, item: PromptItem, outage: Outa
     failures = 0
     while True:
         try:
-            result = await client.generate(item.prompt, **item.options)
+            result = await client.generate(item.prompt, request_id=item.request_id, **item.options)
         except AudioLDM2Error as error:
             if not may_pass(error):
                 outage.answered()

@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 from audioldm2_client import _exit_status
 from audioldm2_client._async_client import AsyncAudioLDM2Client
@@ -16,6 +16,7 @@ from audioldm2_client._cli.options import (
 from audioldm2_client._cli.progress_bar import BatchBar, is_terminal
 from audioldm2_client._cli.prompts_file import PromptItem, read_prompts
 from audioldm2_client._cli.results_folder import ResultsFolder
+from audioldm2_client._command_signals import CommandSignals
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, first_line, status_of
 from audioldm2_client._options import given_options
@@ -25,7 +26,7 @@ from audioldm2_client._server_options import client_settings
 CONTINUE = "run the same command again to continue"
 
 
-def run_batch_command(arguments: argparse.Namespace) -> int:
+def run_batch_command(arguments: argparse.Namespace, signals: CommandSignals) -> int:
     """Generate the results that are missing; return the exit status."""
     concurrency = DEFAULT_CONCURRENCY if arguments.concurrency is None else arguments.concurrency
     retry_for_s = DEFAULT_RETRY_FOR_S if arguments.retry_for is None else arguments.retry_for
@@ -41,12 +42,12 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
         return fail(error, _exit_status.USAGE)
     with folder:
         missing = [item for item in items if not folder.has(item)]
-        report = _BatchReport(folder, arguments, total=len(items), done=len(items) - len(missing))
+        report = _BatchReport(folder, arguments, signals, total=len(items), done=len(items) - len(missing))
         try:
             status = report.run(client, missing, concurrency, retry_for_s)
         except KeyboardInterrupt:
             report.bar.close()
-            return fail(f"interrupted; {CONTINUE}", _exit_status.INTERRUPTED)
+            return fail(f"{signals.words}; {CONTINUE}", signals.status)
         finally:
             report.bar.close()
         report.summarize()
@@ -56,9 +57,18 @@ def run_batch_command(arguments: argparse.Namespace) -> int:
 class _BatchReport:
     """Write and print the results and failures."""
 
-    def __init__(self, folder: ResultsFolder, arguments: argparse.Namespace, *, total: int, done: int) -> None:
+    def __init__(
+        self,
+        folder: ResultsFolder,
+        arguments: argparse.Namespace,
+        signals: CommandSignals,
+        *,
+        total: int,
+        done: int,
+    ) -> None:
         self._folder = folder
         self._arguments = arguments
+        self._signals = signals
         self._already = done
         self._made = 0
         self._failed: dict[int, int] = {}
@@ -68,18 +78,23 @@ class _BatchReport:
         """Generate the items and return the exit status."""
 
         async def generate() -> None:
-            async with client:
-                await run_batch(
-                    client,
-                    items,
-                    concurrency=concurrency,
-                    retry_for_s=retry_for_s,
-                    on_result=self._keep,
-                    on_failure=self._note_failure,
-                )
+            loop, task = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
+            # Within the loop, an exception at any instruction could be lost, or leave a result half kept.
+            with self._signals.calling(lambda: loop.call_soon_threadsafe(task.cancel)):
+                async with client:
+                    await run_batch(
+                        client,
+                        items,
+                        concurrency=concurrency,
+                        retry_for_s=retry_for_s,
+                        on_result=self._keep,
+                        on_failure=self._note_failure,
+                    )
 
         try:
             asyncio.run(generate())
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
         except ServerGoneError as error:
             self.bar.close()
             reason = f"{first_line(error.__cause__)}; gave up after {retry_for_s:g} s; {CONTINUE}"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from audioldm2_client._cli import playback, report
 from audioldm2_client._cli.options import make_parser, parse
 from audioldm2_client._cli.progress_bar import GenerationBar, is_terminal
 from audioldm2_client._client import AudioLDM2Client
+from audioldm2_client._command_signals import CommandSignals
 from audioldm2_client._exceptions import AudioLDM2Error
 from audioldm2_client._exit_status import fail, status_of
 from audioldm2_client._options import given_options
@@ -25,19 +27,33 @@ PAGE = "ui"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    signals = CommandSignals()
     try:
-        if argv and argv[0] == PAGE:
-            from audioldm2_client._ui.command import main as serve_page
-
-            return serve_page(argv[1:])
-        arguments = parse(make_parser(), argv)
-        if arguments.prompts is not None:
-            from audioldm2_client._cli.batch_command import run_batch_command
-
-            return run_batch_command(arguments)
-        return _run(arguments)
+        with signals:
+            return _dispatch(argv, signals)
     except KeyboardInterrupt:
-        return fail("interrupted", _exit_status.INTERRUPTED)
+        return _end(signals)
+    except OSError:  # after SIGHUP nothing can be written to the terminal any more
+        if signals.received is None:
+            raise
+        return _end(signals)
+
+
+def _dispatch(argv: Sequence[str], signals: CommandSignals) -> int:
+    if argv and argv[0] == PAGE:
+        from audioldm2_client._ui.command import main as serve_page
+
+        return serve_page(argv[1:], signals)
+    arguments = parse(make_parser(), argv)
+    if arguments.prompts is not None:
+        from audioldm2_client._cli.batch_command import run_batch_command
+
+        return run_batch_command(arguments, signals)
+    return _run(arguments)
+
+
+def _end(signals: CommandSignals) -> int:
+    return fail(signals.words, signals.status)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -49,7 +65,14 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         with client, GenerationBar(shown=is_terminal() and not arguments.no_progress) as bar:
             start = time.monotonic()
-            result = client.generate(arguments.prompt, **given_options(vars(arguments)), on_progress=bar)
+            result = client.generate(
+                arguments.prompt,
+                request_id=arguments.request_id,
+                traceparent=os.environ.get("TRACEPARENT"),
+                tracestate=os.environ.get("TRACESTATE"),
+                on_progress=bar,
+                **given_options(vars(arguments)),
+            )
             elapsed_s = time.monotonic() - start
     except AudioLDM2Error as error:
         return fail(error, status_of(error))

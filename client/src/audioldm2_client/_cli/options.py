@@ -22,7 +22,7 @@ examples:
 The last one serves a page for the browser, with options of its own: audioldm2 ui --help.
 
 The server's defaults hold for every option that isn't given. Environment: AUDIOLDM2_URL sets the default of --url,
-AUDIOLDM2_API_KEY that of --api-key.
+AUDIOLDM2_API_KEY that of --api-key. TRACEPARENT and TRACESTATE, a W3C trace context, are passed on to the server.
 
 {EXPLANATION}
 """
@@ -60,6 +60,7 @@ def parse(parser: argparse.ArgumentParser, argv: Any) -> argparse.Namespace:
         wanted = {"--output-dir": arguments.output_dir}
         excluded = {"PROMPT": arguments.prompt, "-o": arguments.output}
         excluded |= {"--spectrogram": arguments.spectrogram, "--play": arguments.play or None}
+        excluded |= {"--request-id": arguments.request_id}
         mode = "with --prompts"
     for name, value in wanted.items():
         if value is None:
@@ -77,6 +78,11 @@ def _add_generation(group: Any) -> None:
 
 
 def _add_output(group: Any) -> None:
+    group.add_argument(
+        "--request-id",
+        metavar="ID",
+        help="the request's id, for the server's log and for `jobs`; default: a random one",
+    )
     group.add_argument("--json", action="store_true", help="print a line of JSON for each result")
     group.add_argument("--spectrogram", metavar="FILE", type=Path, help=".png of the (best) waveform; needs Pillow")
     group.add_argument("--play", action="store_true", help="play the (best) waveform: aplay, paplay, ffplay or afplay")

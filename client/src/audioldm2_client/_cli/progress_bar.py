@@ -1,5 +1,6 @@
 """Progress bars of the command line: only on a terminal, and removed at the end."""
 
+import contextlib
 import sys
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,10 @@ class GenerationBar:
         """Show the progress."""
         if self._bar is None:
             return
+        with contextlib.suppress(OSError):  # a terminal that is gone ends nothing by itself: SIGHUP does
+            self._show(progress)
+
+    def _show(self, progress: Progress) -> None:
         self._bar.bar_format = _STEPS if progress.state == "denoising" else _WORDS
         self._bar.total = max(progress.total_steps, 1)
         self._bar.n = progress.step
@@ -36,8 +41,7 @@ class GenerationBar:
         exception: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        _close(self._bar)
 
 
 class BatchBar:
@@ -54,6 +58,8 @@ class BatchBar:
     def print(self, line: str, *, error: bool = False) -> None:
         """Print a line above the bar."""
         stream = sys.stderr if error else sys.stdout
+        if stream is None:  # closed from the start; `print` would take the other one
+            return
         if self._bar is None:
             print(line, file=stream, flush=True)
         else:
@@ -61,13 +67,18 @@ class BatchBar:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        _close(self._bar)
 
 
 def is_terminal() -> bool:
     """Return whether a bar can be seen."""
-    return sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty()  # None: closed from the start
+
+
+def _close(bar: Any) -> None:
+    if bar is not None:
+        with contextlib.suppress(OSError):
+            bar.close()
 
 
 def _describe(progress: Progress) -> str:

@@ -12,10 +12,11 @@ from typing import Any, cast
 from audioldm2_client._cli.report import waveform_paths
 from audioldm2_client._exceptions import InvalidRequestError
 from audioldm2_client._options import OPTIONS, GenerationOptions
-from audioldm2_client._request import build_request
+from audioldm2_client._request import build_request, check_request_id
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SLUG_LENGTH = 40
+_KEYS = ("prompt", "name", *OPTIONS, "request_id")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class PromptItem:
         options: arguments of `generate`: those of the line, and the command's where the line has none.
         name: of the result's files, without the ending.
         key: hash of what is asked for; an existing result with the same key is up to date.
+        request_id: the line's own; None means a random one. Another id is no other result.
     """
 
     line: int
@@ -35,6 +37,7 @@ class PromptItem:
     options: GenerationOptions
     name: str
     key: str
+    request_id: str | None = None
 
 
 def read_prompts(path: Path, defaults: GenerationOptions, model_name: str) -> list[PromptItem]:
@@ -52,6 +55,7 @@ def read_prompts(path: Path, defaults: GenerationOptions, model_name: str) -> li
     if not items:
         raise ValueError(f"{str(path)!r} holds no prompts")
     _check_names(items, str(path))
+    _check_request_ids(items, str(path))
     return items
 
 
@@ -61,37 +65,39 @@ def _parse(text: str, defaults: GenerationOptions, model_name: str, source: str)
         if not line.strip():
             continue
         try:
-            prompt, name, own = _parse_line(line.strip())
+            prompt, name, request_id, own = _parse_line(line.strip())
             options = cast(GenerationOptions, {**defaults, **own})
             # Checked now, so that a mistake on the last line is found before anything is generated.
-            build_request(prompt, options, model_name=model_name, request_id="-", timeout_s=1)
+            build_request(prompt, options, model_name=model_name, request_id=request_id or "-", timeout_s=1)
         except (ValueError, TypeError, InvalidRequestError) as error:
             raise ValueError(f"{source}, line {number}: {error}") from error
         wanted = json.dumps([model_name, prompt, options], sort_keys=True)
         seen[wanted] += 1
         key = hashlib.sha256(f"{wanted}{seen[wanted]}".encode()).hexdigest()[:16]
-        yield PromptItem(number, prompt, options, name or _make_name(prompt, key), key)
+        yield PromptItem(number, prompt, options, name or _make_name(prompt, key), key, request_id)
 
 
-def _parse_line(line: str) -> tuple[str, str | None, dict[str, Any]]:
-    """Return the prompt, the name if there is one, and the options."""
+def _parse_line(line: str) -> tuple[str, str | None, str | None, dict[str, Any]]:
+    """Return the prompt, the name and the request's id if there are any, and the options."""
     if not line.startswith("{"):
-        return line, None, {}
+        return line, None, None, {}
     try:
         values = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"it begins with a brace and isn't JSON: {error}") from error
     for key in values:
-        if key not in ("prompt", "name", *OPTIONS):
-            raise ValueError(f"{key!r} must be one of prompt, name, {', '.join(OPTIONS)}")
-    prompt, name = values.pop("prompt", None), values.pop("name", None)
+        if key not in _KEYS:
+            raise ValueError(f"{key!r} must be one of {', '.join(_KEYS)}")
+    prompt, name, request_id = (values.pop(key, None) for key in ("prompt", "name", "request_id"))
     if not isinstance(prompt, str):
         raise ValueError("prompt must be a text")
     if name is not None and not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise ValueError(
             f"name must have 1 to 100 of the characters A-Z a-z 0-9 . _ - and begin with none of . and -; got {name!r}"
         )
-    return prompt, name, {key: value for key, value in values.items() if value is not None}
+    if request_id is not None:
+        check_request_id(request_id)
+    return prompt, name, request_id, {key: value for key, value in values.items() if value is not None}
 
 
 def _make_name(prompt: str, key: str) -> str:
@@ -107,3 +113,14 @@ def _check_names(items: list[PromptItem], source: str) -> None:
             other = lines.setdefault(path.name.lower(), item.line)
             if other != item.line:
                 raise ValueError(f"{source}, line {item.line}: the name {path.name!r} is also that of line {other}")
+
+
+def _check_request_ids(items: list[PromptItem], source: str) -> None:
+    """Refuse an id that stands on two lines: of two live requests, the server knows only the later one by it."""
+    lines: dict[str, int] = {}
+    for item in items:
+        if item.request_id is not None and lines.setdefault(item.request_id, item.line) != item.line:
+            raise ValueError(
+                f"{source}, line {item.line}: the request_id {item.request_id!r} is also that of line "
+                f"{lines[item.request_id]}"
+            )

@@ -39,5 +39,6 @@ def as_json(result: GenerationResult, paths: Sequence[Path], elapsed_s: float) -
         "audio_length_in_s": result.audio.shape[1] / result.sampling_rate,
         "clap_scores": [None if math.isnan(score) else round(float(score), 6) for score in result.clap_scores],
         "truncated_tokens": int(result.truncated_tokens.max()),
+        "request_id": result.request_id,
         "elapsed_s": round(elapsed_s, 3),
     }

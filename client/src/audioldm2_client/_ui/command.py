@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import errno
 import os
-import signal
 import socket
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from audioldm2_client import _exit_status
 from audioldm2_client._client import AudioLDM2Client
+from audioldm2_client._command_signals import CommandSignals
 from audioldm2_client._exit_status import fail
 from audioldm2_client._server_options import add_server_options, client_settings
 
@@ -30,9 +30,9 @@ examples:
   audioldm2 ui --port 8080 --url gpu.example:8001
 
 The page has no password: everyone who can reach it can use the server with the credentials given here. It listens on
-loopback unless --host says otherwise. Ctrl-C ends it and cancels its generations.
+loopback unless --host says otherwise. Ctrl-C ends it and cancels its generations; pressed again, it ends at once.
 
-exit status: 0 ended by Ctrl-C or SIGTERM; 2 bad usage, or the port is in use.
+exit status: 0 ended by Ctrl-C, SIGTERM or SIGHUP; 2 bad usage, or the port is in use.
 """
 
 
@@ -54,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], signals: CommandSignals) -> int:
     """Serve the page until a signal ends it; return the exit status."""
     arguments = make_parser().parse_args(argv)
     if find_spec("gradio") is None:
@@ -65,10 +65,9 @@ def main(argv: Sequence[str]) -> int:
         listener = _listen(arguments.host, arguments.port)
     except (ValueError, OSError) as error:
         return fail(error, _exit_status.USAGE)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = tempfile.TemporaryDirectory(prefix="audioldm2-ui-")
     with contextlib.suppress(KeyboardInterrupt), client, listener, folder as name:
-        _serve(client, settings, listener, Path(name))
+        _serve(client, settings, listener, Path(name), signals)
     return 0
 
 
@@ -89,7 +88,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(client: AudioLDM2Client, settings: Mapping[str, Any], listener: socket.socket, folder: Path) -> None:
+def _serve(
+    client: AudioLDM2Client,
+    settings: Mapping[str, Any],
+    listener: socket.socket,
+    folder: Path,
+    signals: CommandSignals,
+) -> None:
     # Read when Gradio is imported.
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(folder / "gradio")}
     from audioldm2_client._ui.guard import LOOPBACK_NAMES
@@ -103,7 +108,7 @@ def _serve(client: AudioLDM2Client, settings: Mapping[str, Any], listener: socke
         app = make_app(page.blocks, sessions, LOOPBACK_NAMES if ip_address(host).is_loopback else None)
         shown_host = f"[{host}]" if ":" in host else host
         print(f"audioldm2: the page is at http://{shown_host}:{port} (Ctrl-C ends it)", flush=True)
-        serve(app, listener)
+        serve(app, listener, signals, client)
 
 
 def _shown_connection(settings: Mapping[str, Any]) -> "Connection":
