@@ -15,6 +15,7 @@ from server.front.process import FrontFolder, FrontOptions, FrontProcess
 from server.installation import Installation, find_installation
 from server.public_models import find_public_models
 from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S, Triton, TritonAddress, TritonOptions
+from server.triton_log import tail
 from server.watchdog import CHECK_INTERVAL_S, MAX_RESTARTS, RestartPolicy, Watchdog
 
 CUT_TIMEOUT_S = 3.0
@@ -127,6 +128,11 @@ class EmbeddedServer:
         if self._triton is None:
             raise _not_running()
         return self._triton.pid
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Process id of each stage that has a process of its own, by the model's name; empty during a restart."""
+        return self._watchdog.stages if self._watchdog is not None else {}
 
     @property
     def stop_requested(self) -> bool:
@@ -306,7 +312,7 @@ class EmbeddedServer:
             self._front.set_unavailable(f"{fault.rstrip('.')}; {RESTARTING}")
         self._close_triton()
         self._report(f"{fault.rstrip('.')}.")
-        if self._ending.wait(self._restarts.delay_s(fault)):
+        if self._ending.wait(self._delay_s(fault)):
             return
         self._start_triton(installation)
         if self._front is not None:
@@ -316,10 +322,21 @@ class EmbeddedServer:
     def _restart_front(self, front: FrontProcess) -> None:
         fault = "the front has died"
         self._report(f"{fault.capitalize()}.")
-        if not self._ending.wait(self._restarts.delay_s(fault)):
+        if not self._ending.wait(self._delay_s(fault)):
             front.close()
             self._front = self._start_front()
             self._restarts.ready()
+
+    def _delay_s(self, fault: str) -> float:
+        """Return how long to wait before the next start.
+
+        Raises:
+            ServerError: There is none; its `log_tail` has the end of Triton's log.
+        """
+        try:
+            return self._restarts.delay_s(fault)
+        except ServerError as error:
+            raise ServerError(str(error), tail(self.log_text())) from None
 
     def _report(self, sentence: str) -> None:
         if self._on_event is not None:

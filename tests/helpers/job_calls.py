@@ -52,6 +52,16 @@ def generate(server: EmbeddedServer, request_id: str, model: str = "audioldm2", 
     return post(server, f"{model}/infer", json.dumps(body).encode())
 
 
+def is_ready(server: EmbeddedServer) -> bool:
+    """Whether the server says that it is ready."""
+    try:
+        with urllib.request.urlopen(f"http://{server.http_url}/v2/health/ready", timeout=TIMEOUT_S) as response:
+            return bool(response.status == 200)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+
+
 def ask(server: EmbeddedServer, request_id: str, action: str | None = None, model: str = "jobs") -> dict[str, Any]:
     """Return what the model `jobs` says of a request."""
     body = {"request_id": request_id} | ({} if action is None else {"action": action})

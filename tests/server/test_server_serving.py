@@ -144,7 +144,8 @@ def test_a_python_model_sees_this_environments_packages_from_an_empty_folder(grp
 
 def test_every_endpoint_listens_on_loopback_only(server):
     ports = {int(url.rsplit(":", 1)[1]) for url in (server.http_url, server.grpc_url, server.metrics_url)}
-    assert listening_addresses(server.pid, ports) == {("127.0.0.1", port) for port in ports}
+    assert listening_addresses(descendants(os.getpid()), ports) == {("127.0.0.1", port) for port in ports}
+    assert listening_addresses([server.pid]) == set(), "Triton itself is behind sockets that only this user reaches"
 
 
 def test_metrics_stay_on_loopback_wherever_the_host_is(tmp_path):
@@ -153,7 +154,7 @@ def test_metrics_stay_on_loopback_wherever_the_host_is(tmp_path):
         http, grpc, metrics = (
             int(url.rsplit(":", 1)[1]) for url in (other.http_url, other.grpc_url, other.metrics_url)
         )
-        found = listening_addresses(other.pid, {http, grpc, metrics})
+        found = listening_addresses(descendants(os.getpid()), {http, grpc, metrics})
     assert found == {("127.0.0.2", http), ("127.0.0.2", grpc), ("127.0.0.1", metrics)}
 
 
@@ -166,15 +167,23 @@ def test_the_log_tells_nothing_of_a_missing_gpu_to_its_reader(server):
         assert "CUDA driver version" not in tail(server.log_text(), 1000)
 
 
-def listening_addresses(pid: int, ports: set[int]) -> set[tuple[str, int]]:
-    """(address, port) of a process's listening sockets on some ports."""
-    inodes = {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()}
+def descendants(pid: int) -> list[int]:
+    """A process's children, their children and so on."""
+    children = [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+    return [*children, *(grandchild for child in children for grandchild in descendants(child))]
+
+
+def listening_addresses(pids: list[int], ports: set[int] | None = None) -> set[tuple[str, int]]:
+    """(address, port) of the listening sockets of some processes, on some ports or on all."""
+    inodes = {
+        str(entry.readlink()) for pid in pids for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()
+    }
     found = set()
     for table in ("tcp", "tcp6"):
-        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+        for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
             address, _, port = fields[1].partition(":")
-            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes and int(port, 16) in ports:
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes and (ports is None or int(port, 16) in ports):
                 found.add((readable(address), int(port, 16)))
     return found
 
