@@ -67,6 +67,8 @@ bench: $(INSTALLED) $(CHROMIUM) ## Measure, and write docs/benchmarks.md (two ho
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.cache
 	$(BIN)/python -m benchmarks.cancel
+	$(BIN)/python -m benchmarks.front
+	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.knobs
 	$(BIN)/python -m benchmarks.neighbour
 	$(BIN)/python -m benchmarks.precision
