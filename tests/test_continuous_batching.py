@@ -14,7 +14,7 @@ from audioldm2_client import AudioLDM2Client
 from tritonclient.utils import InferenceServerException
 
 from server import EmbeddedServer
-from tests.helpers import waiting
+from tests.helpers import job_calls, waiting
 from tests.helpers.parity_cases import relative_rms_error
 from tests.helpers.tiny_unet import (
     make_request,
@@ -127,6 +127,19 @@ def test_a_server_that_stops_finishes_or_answers_what_runs(tmp_path):
         server.stop()
         _, error = caller.next_answer()
         assert error is None
+
+
+@pytest.mark.parametrize("front", [True, False])
+def test_a_server_that_stops_answers_what_does_not_finish_in_time(exported_repository, front):
+    server = EmbeddedServer(exported_repository, stop_timeout_s=4, front=front).start()
+    with ThreadPoolExecutor(8) as threads:
+        callers = [threads.submit(job_calls.generate, server, f"c{n}", num_inference_steps=1000) for n in range(8)]
+        for number in range(8):
+            job_calls.wait_for_state(server, f"c{number}", "denoising")
+        assert server.stop() == (8 if front else 0), "Triton itself doesn't tell how many"
+        answers = [caller.result(timeout=10) for caller in callers]
+    assert [answer.status for answer in answers] == [503] * 8
+    assert all("[UNAVAILABLE] the server " in answer.error for answer in answers)
 
 
 EIGHT_KINDS = (

@@ -421,6 +421,15 @@ def test_what_has_expired_goes_without_another_request(board, clock, tmp_path):
     assert board.open_entry("live", live.ticket).ticket == live.ticket
 
 
+def test_the_file_of_a_server_that_stops_is_seen_and_stays(board, clock, tmp_path):
+    assert not board.is_stopping()
+    (tmp_path / "board" / job_board.STOP_FILE).touch()
+    assert board.is_stopping()
+    clock.now += 2 * LIVE_TTL_S
+    board.create_entry("another")
+    assert board.is_stopping()
+
+
 def test_sweeping_a_board_that_is_gone_does_nothing(board):
     board.remove()
     board.sweep()

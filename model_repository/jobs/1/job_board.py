@@ -41,6 +41,8 @@ TOMBSTONE_TTL_S = 10.0
 MAX_TOMBSTONES = 256
 """Of too many, the oldest go."""
 _TOMBSTONE = ".cancelled"
+STOP_FILE = "stop"
+"""The embedded server's supervisor makes it (server/supervisor.py)."""
 _LEFT_AT = struct.Struct("<d")
 
 
@@ -135,6 +137,10 @@ class JobBoard:
         with self._warning_once(), contextlib.suppress(FileNotFoundError), private_folder(self._folder) as folder:
             names = os.listdir(folder)  # noqa: PTH208 - of a descriptor
             self._sweep(folder, names)
+
+    def is_stopping(self) -> bool:
+        """Say whether requests that still run are to be answered now: a file tells so when the server stops."""
+        return (self._folder / STOP_FILE).exists()
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""

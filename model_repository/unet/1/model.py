@@ -4,6 +4,7 @@ from __future__ import annotations  # Triton's classes are in its module only af
 
 import json
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -58,12 +59,14 @@ class TritonPythonModel:
         schedulers = NoiseSchedulers.load(stage.folder / "scheduler" / "scheduler_config.json")
         labels = {"model": args["model_name"], "version": args["model_version"]}
         metrics = LoopMetrics()
+        self._published = PublishedMetrics(metrics, pb_utils.MetricFamily, labels)
+        self._is_closing = False
         self._engine = DenoisingEngine(
             lambda: _load_unet(stage.folder / "unet", device, options),
             SchedulerSteps(schedulers, device),
             options,
             metrics,
-            on_poll=PublishedMetrics(metrics, pb_utils.MetricFamily, labels).publish,
+            on_poll=self._on_poll,
         )
         self._responder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="responder")
 
@@ -75,6 +78,12 @@ class TritonPythonModel:
         """Finish what runs, and answer it."""
         self._engine.close()
         self._responder.shutdown()
+
+    def _on_poll(self, in_flight: int, waiting: int) -> None:
+        self._published.publish(in_flight, waiting)
+        if not self._is_closing and self._board.is_stopping():
+            self._is_closing = True
+            threading.Thread(target=self._engine.close, args=[0.0]).start()  # it waits for the thread that this is
 
     def _start_or_refuse(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse | None:
         entry, state_after = self._entry(request)
