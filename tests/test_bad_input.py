@@ -228,7 +228,7 @@ def test_generate_refuses_what_is_no_json_object(triton, generate, body):
 
 def test_generate_refuses_bytes_that_are_not_utf_8(triton, generate):
     body = b'{"prompt": "a\xff", "num_inference_steps": 1, "audio_length_in_s": 0.04}'
-    with pytest.raises(BadRequestError, match=r"\[INVALID_ARG\] prompt must be UTF-8, and byte 1 of it isn't\."):
+    with pytest.raises(BadRequestError, match=r"\[INVALID_ARG\] the body must be UTF-8, and byte 13 of it isn't\."):
         _generate(triton.http_url, body)
     assert generate(GOOD).shape == (1, NUM_SAMPLES)
 

@@ -100,7 +100,7 @@ class Exchange:
         if self.target.kind is Kind.SERVER_READY:
             self.state.check_available("")
         if self.target.kind.has_body and request.end_of_stream:
-            raise RefusedError(INVALID, "the request has no body.")
+            raise RefusedError(INVALID, "the request has no body: over HTTP it is JSON.")
         is_done = request.end_of_stream or not (self.target.kind.has_body or self.target.kind is Kind.INTERNAL)
         return ext_proc.ProcessingResponse(
             request_headers=ext_proc.HeadersResponse(), mode_override=_HEADERS_ALONE if is_done else None
@@ -121,8 +121,7 @@ class Exchange:
         self.state.check_available(inference.model)
         self.inference = inference
         headers = {"content-length": str(len(inference.body))}
-        if inference.request_id:
-            headers[REQUEST_ID] = inference.request_id
+        headers |= _id_header(inference)
         if inference.json_length is not None:
             headers[JSON_LENGTH] = str(inference.json_length)
         if inference.timeout_s is not None:
@@ -176,9 +175,7 @@ class Exchange:
         reads_body = is_error and not self.is_grpc and not message.response_headers.end_of_stream
         if not reads_body:
             self.inference = None
-        mutation = ext_proc.HeaderMutation(
-            set_headers=_header_options([(REQUEST_ID, inference.request_id)] if inference.request_id else [])
-        )
+        mutation = ext_proc.HeaderMutation(set_headers=_header_options(_id_header(inference).items()))
         return ext_proc.ProcessingResponse(
             response_headers=ext_proc.HeadersResponse(response=ext_proc.CommonResponse(header_mutation=mutation)),
             mode_override=_READ_ERROR if reads_body else None,
@@ -207,6 +204,12 @@ class Exchange:
                 grpc_status=ext_proc.GrpcStatus(status=error.code.grpc.value[0]) if self.is_grpc else None,
             )
         )
+
+
+def _id_header(inference: Inference) -> dict[str, str]:
+    """Return the header with the id; none where a header can't hold it."""
+    request_id = inference.request_id
+    return {REQUEST_ID: request_id} if request_id.isascii() and request_id.isprintable() and request_id else {}
 
 
 def _code_details(message: Any) -> str:

@@ -55,12 +55,15 @@ def check_shape(name: str, shape: Sequence[object], message_bytes: int) -> None:
     """
     sizes = [size for size in shape if isinstance(size, int) and not isinstance(size, bool) and size >= 0]
     if len(sizes) != len(shape):
-        raise RefusedError(INVALID, f"{name[:40]!r}: the sizes of a shape must be whole numbers of at least 0.")
+        raise RefusedError(INVALID, f"input {name[:40]!r}: the sizes of a shape must be whole numbers of at least 0.")
     if len(sizes) > MAX_RANK:
-        raise RefusedError(INVALID, f"{name[:40]!r}: a shape must have at most {MAX_RANK} sizes, got {len(sizes)}.")
+        raise RefusedError(
+            INVALID, f"input {name[:40]!r}: a shape must have at most {MAX_RANK} sizes, got {len(sizes)}."
+        )
     if (elements := math.prod(max(size, 1) for size in sizes)) > message_bytes:
         raise RefusedError(
-            INVALID, f"{name[:40]!r}: its shape has {elements:.3g} elements, and the message {message_bytes} bytes."
+            INVALID,
+            f"input {name[:40]!r}: its shape has {elements:.3g} elements, and the message {message_bytes} bytes.",
         )
 
 
@@ -71,7 +74,9 @@ def check_parameters(name: str, parameters: Iterable[str]) -> None:
         RefusedError: It says that it lies there.
     """
     if any(parameter.startswith(SHARED_MEMORY) for parameter in parameters):
-        raise RefusedError(INVALID, f"{name[:40]!r}: tensors in shared memory aren't offered; send it in the message.")
+        raise RefusedError(
+            INVALID, f"input {name[:40]!r}: tensors in shared memory aren't offered; send it in the message."
+        )
 
 
 def seconds(timeout_us: object) -> float | None:

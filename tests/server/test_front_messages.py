@@ -146,7 +146,7 @@ def test_json_as_deep_as_a_tensor_passes():
 @pytest.mark.parametrize(
     "body",
     [
-        *(b"", b"[]", b"null", b"1", b"{", b'{"a": NaN}', b'{"a": 1e999}', b"\xff", b'{"a": "\xff"}', b"\x1f\x8b\x08"),
+        *(b"", b"[]", b"null", b"1", b"{", b"\xff", b'{"a": "\xff"}', b"\x1f\x8b\x08"),
         *(b'{"a": 1} x', b"{'a': 1}", b'{"a": ' + b"9" * 5000 + b"}"),
     ],
 )
@@ -177,7 +177,7 @@ def test_an_ordinary_shape_passes(shape):
 def test_a_shape_that_a_grpc_message_cannot_hold_is_refused(shape):
     message = service_pb2.ModelInferRequest(model_name="vae", raw_input_contents=[b""])
     message.inputs.add(name="latents", datatype="FP32", shape=shape)
-    with pytest.raises(RefusedError, match="'latents'"):
+    with pytest.raises(RefusedError, match="input 'latents'"):
         grpc_inference.read_inference(grpc_body(message), drawn)
 
 
