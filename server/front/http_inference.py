@@ -57,7 +57,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         RefusedError: It isn't one.
     """
     try:
-        request = json.loads(body)
+        request = json.loads(body, object_pairs_hook=_object)
     except RecursionError:
         raise _too_deep() from None
     except UnicodeDecodeError as error:
@@ -87,6 +87,16 @@ def _inference(
         request["id"] = request_id
     text = write_json(request)
     return Inference(model, request_id, seconds(timeout), text + tensors, len(text) if has_tensors else None)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object; two parsers would take different ones of two values with the same name."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        name = next(name for name in names if names.count(name) > 1)
+        raise RefusedError(INVALID, f"input {name[:40]!r} already exists: it stands twice in an object of the body.")
+    return made
 
 
 def _json_length(header: str | None, body_length: int) -> int:
