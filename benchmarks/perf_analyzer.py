@@ -103,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(name)
         inputs = folder / "inputs.json"
         write_inputs(inputs, arguments.length, arguments.steps)
-        with EmbeddedServer(export_new_checkpoint(folder)) as server:
+        with EmbeddedServer(export_new_checkpoint(folder), expose_internals=True) as server:
             run(program, server, "grpc", 4, inputs, 8)  # warm up
             for concurrency in arguments.concurrencies:
                 for protocol, found in rows.items():
