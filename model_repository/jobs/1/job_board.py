@@ -90,7 +90,11 @@ class JobBoard:
         return entry  # noqa: RET504 - the block may have been left early
 
     def open_entry(self, request_id: str, ticket: int) -> JobEntry:
-        """Open the entry that an earlier stage made; one that does nothing if there is none, or if it is over."""
+        """Open the entry that an earlier stage made; one that does nothing if there is none, or if it is over.
+
+        What has ended as cancelled stays so for a stage to which it comes all the same.
+        """
+        was_cancelled = False
         if ticket > 0:
             for name in filter(None, (_file_name(request_id.encode()), _ticket_name(ticket))):
                 with self._warning_once(), contextlib.suppress(FileNotFoundError):
@@ -99,7 +103,8 @@ class JobBoard:
                     if record and record.ticket == ticket and record.is_live:
                         return JobEntry(file, record, self._clock)
                     os.close(file)
-        return JobEntry()
+                    was_cancelled |= bool(record and record.ticket == ticket and record.status.state == "cancelled")
+        return JobEntry(was_cancelled=was_cancelled)
 
     def find_entry(self, request_id: str) -> JobEntry:
         """Open the entry of the live request that has an id, for those who get no ticket.
