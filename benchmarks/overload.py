@@ -27,7 +27,7 @@ from benchmarks.prometheus import Metrics, read_metrics, until_zero
 from benchmarks.report import Report, Samples, Table
 from benchmarks.repositories import export_new_checkpoint
 from benchmarks.server_process import Address, ServerProcess
-from benchmarks.wire import OK, Caller, GrpcCaller, HttpCaller, Value, WireRequest
+from benchmarks.wire import OK, Caller, GrpcCaller, HttpCaller, RawHttpCaller, Value, WireRequest
 
 CONCURRENCIES = (1, 2, 4, 8, 16, 32, 48)
 OVERLOAD = 10
@@ -188,7 +188,7 @@ async def open_loop(load: Load, calls: Iterator[Call], seconds: float) -> None:
 @contextlib.asynccontextmanager
 async def callers_to(address: Address) -> AsyncIterator[dict[str, Caller]]:
     """Open callers over both protocols."""
-    async with HttpCaller(address.http) as over_http, GrpcCaller(address.grpc, GRPC_CHANNELS) as over_grpc:
+    async with RawHttpCaller(address.http) as over_http, GrpcCaller(address.grpc, GRPC_CHANNELS) as over_grpc:
         yield {"HTTP": over_http, "gRPC": over_grpc}
 
 

@@ -65,6 +65,7 @@ class JobBoard:
         self._folder, self._warn, self._clock = folder, warn, clock
         self._has_warned = False
         self._next_sweep_s = 0.0
+        self._until_count = 0  # so many entries can be made before the board is listed again
         with self._warning_once(), private_folder(folder, make=True):
             pass
 
@@ -200,8 +201,14 @@ class JobBoard:
                 _remove(folder, name)
 
     def _sweep_if_due(self, folder: int) -> None:
+        """Sweep after a while, or if there are too many entries: a full board isn't listed for each new one."""
+        is_time = self._clock() >= self._next_sweep_s
+        self._until_count -= 1
+        if self._until_count > 0 and not is_time:
+            return
         names = os.listdir(folder)
-        if len(names) >= MAX_ENTRIES or self._clock() >= self._next_sweep_s:
+        self._until_count = (MAX_ENTRIES - len(names)) // 2  # the other half is for another process
+        if is_time or len(names) >= MAX_ENTRIES:
             self._next_sweep_s = self._clock() + SWEEP_INTERVAL_S
             self._sweep(folder, names)
 
