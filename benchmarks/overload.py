@@ -1,6 +1,6 @@
 """Ten times as many requests as can be answered: what is still answered, what a refusal takes, what it costs.
 
-`python -m benchmarks.overload`; about ten minutes. The server runs as it is, with the front. Two parts:
+`python -m benchmarks.overload`; about a quarter of an hour. The server runs as it is, with the front. Two parts:
 
 - the best throughput, by callers who send their next request when they have an answer, more of them each time; then ten
   times as many requests per second, as a Poisson process, whose latencies count from the planned arrivals;
@@ -29,10 +29,11 @@ from benchmarks.repositories import export_new_checkpoint
 from benchmarks.server_process import Address, ServerProcess
 from benchmarks.wire import OK, Caller, GrpcCaller, HttpCaller, RawHttpCaller, Value, WireRequest
 
-CONCURRENCIES = (1, 2, 4, 8, 16, 32, 48)
+CONCURRENCIES = (4, 8, 16, 32, 48)
 OVERLOAD = 10
-RAMP_S = 5.0
-"""At the beginning of each measurement, not measured: until the server has what it can take."""
+RAMP_S = 20.0
+"""At the beginning of each measurement, not measured: the first requests that fill the server are answered together, after
+as long as all of them take."""
 GRPC_CHANNELS = 8
 TRITON = "tritonserver"
 STAGES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess")
