@@ -32,8 +32,8 @@ from benchmarks.wire import OK, Caller, GrpcCaller, HttpCaller, RawHttpCaller, V
 CONCURRENCIES = (4, 8, 16, 32, 48)
 OVERLOAD = 10
 RAMP_S = 20.0
-"""At the beginning of each measurement, not measured: the first requests that fill the server are answered together, after
-as long as all of them take."""
+"""At the beginning of each measurement, not measured: the first requests that fill the server are answered together,
+after as long as all of them take."""
 GRPC_CHANNELS = 8
 TRITON = "tritonserver"
 STAGES = ("tokenizer", "text_encoder", "gpt2", "unet", "vae", "vocoder", "postprocess")
