@@ -58,11 +58,13 @@ test-lowest: $(INSTALLED) ## Run the client's tests with the lowest versions of 
 	$(BIN)/python $(SITE_PACKAGES) > "$$($(LOWEST)/bin/python $(SITE_PACKAGES))/rest.pth"
 	PYTHONPATH="$(CURDIR)/client/src" $(LOWEST)/bin/python -m pytest --confcutdir=tests/client $(LOWEST_TESTS)
 
-bench: $(INSTALLED) $(CHROMIUM) ## Measure, and write docs/benchmarks.md (two hours)
+bench: $(INSTALLED) $(CHROMIUM) ## Measure, and write docs/benchmarks.md (three hours)
 	$(BIN)/python -m benchmarks.latency --size demo --length 2.56 --repeats 9 --precisions fp32
 	$(BIN)/python -m benchmarks.latency --size full
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.load --requests 128 --long
+	$(BIN)/python -m benchmarks.overload
+	$(BIN)/python -m benchmarks.soak --minutes 30
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.cache

@@ -6,7 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from server.stubs import stub_of
+
 SAMPLE_S = 0.1
+_MODULES = {b"server": "runner", b"server.front": "door"}
 _PSS = re.compile(rb"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 
@@ -39,9 +42,9 @@ class TreeMemory:
 
     def now(self) -> float:
         """Return the present memory of all processes together, in MiB."""
-        sizes = {pid: _pss_mib(pid) for pid in _tree(self._pid)}
+        sizes = {pid: pss_mib(pid) for pid in process_tree(self._pid)}
         for pid, size in sizes.items():
-            name = _name(pid)
+            name = process_name(pid)
             self.peak_of[name] = max(self.peak_of.get(name, 0.0), size)
         self.peak = max(self.peak, sum(sizes.values()))
         return sum(sizes.values())
@@ -51,12 +54,13 @@ class TreeMemory:
             self.now()
 
 
-def _tree(pid: int) -> list[int]:
+def process_tree(pid: int) -> list[int]:
+    """Return a process and all that it has started and that lives, the first one first."""
     try:
         children = [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in _words(path)]
     except OSError:
         return []
-    return [pid, *(descendant for child in children for descendant in _tree(child))]
+    return [pid, *(descendant for child in children for descendant in process_tree(child))]
 
 
 def _words(path: Path) -> list[str]:
@@ -66,7 +70,8 @@ def _words(path: Path) -> list[str]:
         return []
 
 
-def _pss_mib(pid: int) -> float:
+def pss_mib(pid: int) -> float:
+    """Return the proportional set size of a process in MiB; 0 if it has ended."""
     try:
         found = _PSS.search(Path(f"/proc/{pid}/smaps_rollup").read_bytes())
     except OSError:  # the process has ended
@@ -74,20 +79,15 @@ def _pss_mib(pid: int) -> float:
     return int(found.group(1)) / 1024 if found else 0.0
 
 
-def _name(pid: int) -> str:
-    """Return the Triton model that a process serves, or the name of its program."""
+def process_name(pid: int) -> str:
+    """Return the Triton model that a process serves, the part of the server that it is, or the name of its program."""
+    if (stub := stub_of(pid)) and stub.model:
+        return stub.model
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return "ended"
-    for word in words:
-        if word.endswith(b".py") and word.startswith(b"/"):
-            return _model(Path(word.decode()), words)
-    return Path(words[0].decode()).name
-
-
-def _model(script: Path, words: list[bytes]) -> str:
-    """Return the model's name: the folder above the script's version folder, or, for a shared backend, an argument."""
-    if script.parent.name.isdecimal():
-        return script.parent.parent.name
-    return b" ".join(words).decode().rpartition("/")[2] or script.parent.name
+    if b"-m" in words[:-1] and (module := words[words.index(b"-m") + 1]) in _MODULES:
+        return _MODULES[module]
+    scripts = (Path(word.decode()).stem for word in words if word.startswith(b"/") and word.endswith(b".py"))
+    return next(scripts, Path(words[0].decode()).name)

@@ -243,6 +243,22 @@ def test_expired_entries_are_removed_when_new_ones_come(board, clock, tmp_path):
 
 
 @pytest.mark.slow
+def test_entries_are_bounded_where_two_processes_make_them(board, other_process, tmp_path):
+    for number in range(2 * MAX_ENTRIES):
+        (board if number % 3 else other_process).create_entry(f"over {number}").end("done")
+        assert len(list((tmp_path / "board").iterdir())) <= MAX_ENTRIES
+
+
+@pytest.mark.slow
+def test_a_full_board_is_not_listed_for_each_new_entry(board, monkeypatch):
+    listed, listdir = [], os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or listdir(folder))
+    for number in range(2 * MAX_ENTRIES):
+        board.create_entry(f"over {number}").end("done")
+    assert len(listed) < MAX_ENTRIES / 10
+
+
+@pytest.mark.slow
 def test_entries_are_bounded_and_those_that_are_over_or_silent_go_first(board, clock, tmp_path):
     silent = board.create_entry("silent")
     silent.close()

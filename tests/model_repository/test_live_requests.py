@@ -4,7 +4,17 @@ import time
 from pathlib import Path
 
 import pytest
-from admission import MIN_WAVEFORM_S, SILENCE_S, Budgets, Load, load_of
+from admission import (
+    GIVEN_UP_SILENCE_S,
+    MIN_WAVEFORM_S,
+    OVERTAKEN_SILENCE_S,
+    SILENCE_PER_AUDIO_S,
+    SILENCE_PER_TOKEN_S,
+    SILENCE_S,
+    Budgets,
+    Load,
+    load_of,
+)
 from generation_request import GenerationRequest
 from job_board import JobBoard
 from job_entry import HEARTBEAT_S, JobEntry
@@ -153,6 +163,62 @@ def test_a_request_whose_decoding_has_failed_stops_counting(live, board, stages,
     live.load()
     assert live.load() == Load()
     assert [ended.reason for ended in live.take_ended()] == ["INTERNAL"]
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_what_triton_drops_while_its_text_is_encoded_ends_as_cancelled_soon(live, board, stages, clock, passes):
+    ticket = come(live, board, "left")
+    live.load()
+    stages.cancel(b"left")
+    clock.now += 0.001
+    if passes:
+        unet(stages, come(live, board, "later"), "later").end("failed")
+    live.load()
+    clock.now += (
+        0.001 + OVERTAKEN_SILENCE_S if passes else 0.001 + GIVEN_UP_SILENCE_S + SILENCE_PER_TOKEN_S * LOAD.tokens
+    )
+    live.load()
+    assert live.load() == Load()
+    assert [(ended.ticket, ended.reason) for ended in live.take_ended() if ended.request_id == "left"] == [
+        (ticket, "CANCELLED")
+    ]
+    assert board.status(b"left").state == "cancelled"
+    assert stages.open_entry("left", ticket).is_cancelled(), "a stage to which it comes all the same drops it"
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_what_triton_drops_while_its_audio_is_decoded_ends_soon(live, board, stages, clock, passes):
+    tickets = [come(live, board, name, time.time_ns() // 1000 - 1) for name in ("late", "later")]
+    for ticket, name in zip(tickets, ("late", "later"), strict=True):
+        unet(stages, ticket, name).end("decoding")
+        clock.now += 0.001
+    live.load()
+    stages.open_entry("later", tickets[1]).end("done" if passes else "failed")
+    clock.now += (
+        0.001 + OVERTAKEN_SILENCE_S if passes else 0.001 + GIVEN_UP_SILENCE_S + 2 * SILENCE_PER_AUDIO_S * LOAD.audio_s
+    )
+    live.load()
+    assert live.load() == Load()
+    assert {ended.request_id: ended.reason for ended in live.take_ended()}["late"] == "DEADLINE"
+
+
+def test_what_a_stage_still_works_on_counts_though_its_caller_has_left(live, board, stages, clock):
+    unet(stages, come(live, board, "earlier"), "earlier").end("decoding")
+    clock.now += 0.001
+    come(live, board, "left")
+    stages.cancel(b"left")
+    for _ in range(3):
+        clock.now += GIVEN_UP_SILENCE_S / 3
+        assert live.load().tokens == LOAD.tokens, "an earlier request says nothing of a later one"
+
+
+def test_a_later_request_says_nothing_of_one_whose_caller_waits(live, board, stages, clock):
+    come(live, board, "waits")
+    clock.now += 0.001
+    unet(stages, come(live, board, "later"), "later").end("failed")
+    for _ in range(3):
+        clock.now += SILENCE_S / 4
+        assert live.load() == LOAD
 
 
 def test_a_request_that_is_long_denoised_is_not_lost(live, board, stages, clock):

@@ -67,6 +67,7 @@ class JobBoard:
         self._folder, self._warn, self._clock = folder, warn, clock
         self._has_warned = False
         self._next_sweep_s = 0.0
+        self._until_count = 0  # so many entries can be made before the board is listed again
         with self._warning_once(), private_folder(folder, make=True):
             pass
 
@@ -92,7 +93,11 @@ class JobBoard:
         return entry  # noqa: RET504 - the block may have been left early
 
     def open_entry(self, request_id: str, ticket: int) -> JobEntry:
-        """Open the entry that an earlier stage made; one that does nothing if there is none, or if it is over."""
+        """Open the entry that an earlier stage made; one that does nothing if there is none, or if it is over.
+
+        What has ended as cancelled stays so for a stage to which it comes all the same.
+        """
+        was_cancelled = False
         if ticket > 0:
             for name in filter(None, (_file_name(request_id.encode()), _ticket_name(ticket))):
                 with self._warning_once(), contextlib.suppress(FileNotFoundError):
@@ -101,7 +106,8 @@ class JobBoard:
                     if record and record.ticket == ticket and record.is_live:
                         return JobEntry(file, record, self._clock)
                     os.close(file)
-        return JobEntry()
+                    was_cancelled |= bool(record and record.ticket == ticket and record.status.state == "cancelled")
+        return JobEntry(was_cancelled=was_cancelled)
 
     def find_entry(self, request_id: str) -> JobEntry:
         """Open the entry of the live request that has an id, for those who get no ticket.
@@ -201,8 +207,14 @@ class JobBoard:
                 _remove(folder, name)
 
     def _sweep_if_due(self, folder: int) -> None:
+        """Sweep after a while, or if there are too many entries: a full board isn't listed for each new one."""
+        is_time = self._clock() >= self._next_sweep_s
+        self._until_count -= 1
+        if self._until_count > 0 and not is_time:
+            return
         names = os.listdir(folder)
-        if len(names) >= MAX_ENTRIES or self._clock() >= self._next_sweep_s:
+        self._until_count = (MAX_ENTRIES - len(names)) // 2  # the other half is for another process
+        if is_time or len(names) >= MAX_ENTRIES:
             self._next_sweep_s = self._clock() + SWEEP_INTERVAL_S
             self._sweep(folder, names)
 

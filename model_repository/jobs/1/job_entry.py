@@ -172,6 +172,7 @@ class JobEntry:
         file: Descriptor, which is the entry's from now on; None for an entry that does nothing.
         record: What the file holds.
         clock: Seconds, the same for all processes.
+        was_cancelled: Of an entry that does nothing, whether its request has ended as cancelled.
     """
 
     def __init__(
@@ -179,8 +180,11 @@ class JobEntry:
         file: int | None = None,
         record: JobRecord = JobRecord(0, 0.0, JobStatus()),
         clock: Callable[[], float] = time.monotonic,
+        *,
+        was_cancelled: bool = False,
     ) -> None:
         self._file, self._record, self._clock = file, record, clock
+        self._was_cancelled = was_cancelled
         self._lock = threading.RLock()
 
     def __enter__(self) -> Self:
@@ -209,7 +213,9 @@ class JobEntry:
     def is_cancelled(self) -> bool:
         """Whether the request has been cancelled."""
         with self._lock:
-            return self._file is not None and os.pread(self._file, 1, _CANCELLED_AT) == b"\1"
+            if self._file is None:
+                return self._was_cancelled
+            return os.pread(self._file, 1, _CANCELLED_AT) == b"\1"
 
     def enter_queue(self) -> None:
         """Write that the text is encoded, and that the request has come to the queue of the denoising loop."""

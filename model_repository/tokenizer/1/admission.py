@@ -25,6 +25,13 @@ SILENCE_PER_AUDIO_S = 5.0
 before it: five times what a machine with two cores takes in the official size. An ONNX stage reports nothing, so that
 this is how it is noticed that one has failed, and that nobody works for the request any more."""
 
+GIVEN_UP_SILENCE_S = 1.0
+"""In place of SILENCE_S for a request that was cancelled, or whose deadline has passed. Where the caller of a gRPC
+request has left, Triton itself ends it between two stages, and tells none of them."""
+
+OVERTAKEN_SILENCE_S = 0.2
+"""The same where a later request has come further: the stages keep the order, so none of them has the earlier one."""
+
 LOOP_SILENCE_S = 180.0
 """The same for a request in the denoising loop, which reports every minute (job_entry.HEARTBEAT_S)."""
 
@@ -129,15 +136,17 @@ def occupied(load: Load, record: "JobRecord", is_given_up: bool) -> Load:
     return Load(audio_s=load.audio_s)
 
 
-def silence_limit_s(record: "JobRecord", live: Load) -> float:
+def silence_limit_s(record: "JobRecord", live: Load, is_given_up: bool = False) -> float:
     """Return after how many seconds without a word a live request is given up as lost.
 
     Args:
         record: Its entry on the job board.
         live: What all requests occupied when it came to the stage.
+        is_given_up: It was cancelled, or its deadline has passed.
     """
+    silence_s = GIVEN_UP_SILENCE_S if is_given_up else SILENCE_S
     if not record.times.encoded_s:
-        return SILENCE_S + SILENCE_PER_TOKEN_S * live.tokens
+        return silence_s + SILENCE_PER_TOKEN_S * live.tokens
     if record.times.decoding_s:
-        return SILENCE_S + SILENCE_PER_AUDIO_S * live.audio_s
+        return silence_s + SILENCE_PER_AUDIO_S * live.audio_s
     return LOOP_SILENCE_S

@@ -2,7 +2,8 @@
 
 Every request is added when it is let in, and then looked at through its entry on the job board, which all stages write.
 Nothing but these entries is read, by a look into memory. What has ended is handed over once, to be counted and logged;
-so is a request that no stage has answered for, because one that reports nothing has failed.
+so is a request that no stage has answered for, because one that reports nothing has failed, or because Triton has ended
+it between two stages: it does so where a gRPC request is cancelled.
 """
 
 from __future__ import annotations  # the job board's modules are found only after this one is imported
@@ -10,10 +11,10 @@ from __future__ import annotations  # the job board's modules are found only aft
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from admission import Budgets, Load, occupied, silence_limit_s
+from admission import OVERTAKEN_SILENCE_S, Budgets, Load, occupied, silence_limit_s
 from generation_request import GenerationRequest
 
 if TYPE_CHECKING:
@@ -50,11 +51,38 @@ class _LiveRequest:
     request: GenerationRequest
     requests_ahead: int
     stage: str = ""
-    silence_limit_s: float = 0.0
+    load_at_stage: Load = field(default_factory=Load)
+    given_up_s: float | None = None
 
-    def is_given_up(self, record: JobRecord) -> bool:
+    def note_given_up(self, record: JobRecord, now: float) -> bool:
+        """Say whether nobody waits for it any more, and keep since when."""
         deadline = record.deadline_unix_us
-        return self.view.is_cancelled() or bool(deadline and time.time_ns() // 1000 >= deadline)
+        is_given_up = self.view.is_cancelled() or bool(deadline and time.time_ns() // 1000 >= deadline)
+        if is_given_up and self.given_up_s is None:
+            self.given_up_s = now
+        return is_given_up
+
+
+class _Furthest:
+    """How far the latest request has come, of those that went through the text stages, and through the last ones.
+
+    Each of these stages takes the requests in their order.
+    """
+
+    def __init__(self) -> None:
+        self._encoded_s = self._decoded_s = 0.0  # when it had arrived; when it had left the loop
+
+    def note(self, record: JobRecord) -> None:
+        if record.times.encoded_s:
+            self._encoded_s = max(self._encoded_s, record.times.arrived_s)
+        if record.reason == "ok":
+            self._decoded_s = max(self._decoded_s, record.times.decoding_s)
+
+    def has_passed(self, record: JobRecord) -> bool:
+        """Say whether a later request is through the stages in which this one is."""
+        if record.times.decoding_s:
+            return record.times.decoding_s < self._decoded_s
+        return not record.times.encoded_s and record.times.arrived_s < self._encoded_s
 
 
 class LiveRequests:
@@ -70,6 +98,7 @@ class LiveRequests:
         self._budgets, self._board, self._clock = budgets, board, clock
         self._live: list[_LiveRequest] = []
         self._ended: list[EndedRequest] = []
+        self._furthest = _Furthest()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -117,9 +146,11 @@ class LiveRequests:
         for live, record in records:
             if record.is_live:
                 still_live.append(live)
-                total += occupied(live.load, record, live.is_given_up(record))
+                total += occupied(live.load, record, live.note_given_up(record, self._clock()))
+                self._furthest.note(record)
             else:
                 record = live.view.record()  # again: the state is written last
+                self._furthest.note(record)
                 self._ended.append(_ended(live.request_id, record, live.request, live.requests_ahead))
                 live.view.close()
         self._live = still_live
@@ -132,9 +163,23 @@ class LiveRequests:
         """End the entry of a request of which nothing is heard; the next look finds it ended."""
         stage = _stage(record)
         if stage != live.stage:
-            live.stage, live.silence_limit_s = stage, silence_limit_s(record, total)
-        elif self._clock() >= record.written_s + live.silence_limit_s:
-            self._board.open_entry(live.request_id, record.ticket).end("failed")
+            live.stage, live.load_at_stage = stage, total
+        elif self._clock() >= max(record.written_s, live.given_up_s or 0.0) + self._silence_limit_s(live, record):
+            state, reason = _lost_state(live)
+            self._board.open_entry(live.request_id, record.ticket).end(state, reason)
+
+    def _silence_limit_s(self, live: _LiveRequest, record: JobRecord) -> float:
+        is_given_up = live.given_up_s is not None
+        if is_given_up and self._furthest.has_passed(record):
+            return OVERTAKEN_SILENCE_S
+        return silence_limit_s(record, live.load_at_stage, is_given_up)
+
+
+def _lost_state(live: _LiveRequest) -> tuple[str, str]:
+    """Return how a request has ended that no stage has ended."""
+    if live.given_up_s is None:
+        return "failed", "INTERNAL"
+    return ("cancelled", "CANCELLED") if live.view.is_cancelled() else ("failed", "DEADLINE")
 
 
 def _stage(record: JobRecord) -> str:

@@ -5,6 +5,7 @@ server share the families, and differ by the label `model`.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,16 @@ class RequestMetrics:
 
     def publish(self, ended: Sequence[EndedRequest], live: Load) -> None:
         """Count requests that have ended, and show what is live."""
+        for reason, count in Counter(request.reason for request in ended).items():
+            self._requests[reason].increment(count)
         for request in ended:
-            self._count(request)
+            self._observe(request)
         for name, value in _values(live).items():
             if self._published.get(name) != value:  # last: what isn't live any more, is counted
                 self._live[name].set(value)
                 self._published[name] = value
 
-    def _count(self, ended: EndedRequest) -> None:
-        self._requests[ended.reason].increment(1)
+    def _observe(self, ended: EndedRequest) -> None:
         if OUTCOMES[ended.reason] == "refused":
             return  # the thousandth of a second that a refusal takes says nothing of the others
         for stage, seconds in ended.seconds.items():
