@@ -269,7 +269,11 @@ class EmbeddedServer:
     def _tell_processes(self) -> None:
         """Tell the front whose memory its metrics have."""
         if self._front is not None and self._triton is not None and self._watchdog is not None:
-            self._front.set_processes({TRITONSERVER: self._triton.pid, **self._watchdog.stages})
+            stages = self._watchdog.stages
+            self._front.set_processes({TRITONSERVER: self._triton.pid, **stages})
+            # A counter that isn't there before its first event hides that from Prometheus.
+            self._num_restarts.update(dict.fromkeys(stages, 0))
+            self._front.set_restarts(self._num_restarts)
 
     def _take_log(self, lines: str) -> None:
         """Take whole lines of Triton's log."""

@@ -27,7 +27,8 @@ _PLAIN = re.compile(r"[\w.:/@+-]+", re.ASCII)
 # I1126 01:38:04.123456 4711 model.py:101] "request id=\"a b\" ..."
 _TRITON_LINE = re.compile(r'^I\d{4} \S+ \d+ model\.py:\d+\] "(request (?:id|ticket)=.*)"$')
 _JSON_LINE = '{"event": "request", '
-_REFUSED = re.compile(r'^(?:request (?:\w+=(?:"(?:\\.|[^"\\])*"|\S*) )*outcome=refused |\{.*"outcome": "refused", )')
+_REFUSED_TEXT = re.compile(r'request (?:\w+=(?:"(?:\\.|[^"\\])*"|[^\s"]\S*) )*outcome=refused ')
+_REFUSED_JSON = '"outcome": "refused", '
 
 
 def read_format(environment: Mapping[str, str] = os.environ) -> str:
@@ -74,7 +75,7 @@ def with_time(line: str, unix_s: float) -> str:
 
 def is_refusal(line: str) -> bool:
     """Say whether a request's line tells of a refusal."""
-    return bool(_REFUSED.match(line))
+    return _REFUSED_JSON in line if line.startswith("{") else bool(_REFUSED_TEXT.match(line))
 
 
 class RequestLog:

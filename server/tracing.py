@@ -26,7 +26,7 @@ class Tracing:
     Attributes:
         url: Of OTLP over HTTP, with the path.
         service_name: What the spans are called by.
-        headers: What is sent along, such as a key; Triton reads the same from its environment.
+        headers: What is sent along, such as a key.
     """
 
     url: str
@@ -55,6 +55,11 @@ class Tracing:
             f"opentelemetry,resource=service.name={self.service_name}",
         )
         return [f"--trace-config={setting}" for setting in settings]
+
+    @property
+    def triton_environment(self) -> dict[str, str]:
+        """What tritonserver's exporter reads: it takes values as they stand, and not as in URLs."""
+        return {HEADERS: ",".join(f"{key}={value}" for key, value in self.headers.items())} if self.headers else {}
 
 
 def read_tracing(environment: Mapping[str, str] = os.environ) -> Tracing | None:

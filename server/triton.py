@@ -211,6 +211,8 @@ def _environment(installation: Installation, workspace: Workspace) -> dict[str, 
     lines = DEFAULT_ENVIRONMENT.read_text(encoding="utf-8").splitlines()
     defaults = dict(line.split("=", 1) for line in lines if line[:1] not in ("", "#"))
     environment = {**defaults, **workspace.home(), **os.environ}
+    if tracing := read_tracing():
+        environment |= tracing.triton_environment
     for name, directories in (
         ("PATH", [workspace.command_directory]),
         ("LD_LIBRARY_PATH", [workspace.plain(directory) for directory in installation.library_directories]),

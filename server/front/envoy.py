@@ -140,7 +140,7 @@ async def _is_ready(admin: str) -> bool:
 
 def _tracing(tracing: Tracing) -> dict[str, object]:
     """Envoy's spans: one for each request, with its id, as a child of the caller's."""
-    headers = [{"header": {"key": key, "value": value}} for key, value in tracing.headers.items()]
+    headers = [{"header": {"key": key, "value": value.replace("%", "%%")}} for key, value in tracing.headers.items()]
     service = {
         "http_uri": {"uri": tracing.url, "cluster": SPAN_COLLECTOR, "timeout": "5s"},
         "request_headers_to_add": headers,
