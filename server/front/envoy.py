@@ -1,8 +1,10 @@
 """Envoy's process: its configuration, its start and its end."""
 
 import asyncio
+import contextlib
 import ctypes
 import importlib.util
+import ipaddress
 import json
 import signal
 import ssl
@@ -161,7 +163,7 @@ def _span_collector(tracing: Tracing) -> dict[str, object]:
     endpoint = {"address": {"socket_address": {"address": host, "port_value": port}}}
     cluster: dict[str, object] = {
         "name": SPAN_COLLECTOR,
-        "type": "STRICT_DNS",
+        "type": "STATIC" if _is_ip_address(host) else "STRICT_DNS",
         "connect_timeout": "5s",
         "load_assignment": {
             "cluster_name": SPAN_COLLECTOR,
@@ -183,6 +185,13 @@ def _span_collector(tracing: Tracing) -> dict[str, object]:
             },
         }
     return cluster
+
+
+def _is_ip_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
 
 
 def _address(endpoint: str) -> dict[str, object]:

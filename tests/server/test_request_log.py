@@ -207,6 +207,7 @@ def test_a_reader_who_does_not_read_holds_up_nobody_and_is_told_what_is_missing(
         writer.write(f"{number} {'x' * 100}")
         number += 1
     assert time.monotonic() - started < 5
+    wait_until(lambda: len(writer._waiting) >= MAX_WAITING, TIMEOUT_S, "no more may wait")
     writer.write("needed", is_needed=True)
     closing = threading.Thread(target=writer.close)
     closing.start()
