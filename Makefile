@@ -14,6 +14,7 @@ VENV      := .venv
 BIN       := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(ACCELERATOR)
 CHROMIUM  := $(VENV)/chromium/chromium
+PROMETHEUS := $(VENV)/prometheus/promtool
 # What people write goes to the commands through their environment: a quote or a dollar sign in it is only that.
 override CHECKPOINT := $(value CHECKPOINT)
 override REPOSITORY := $(value REPOSITORY)
@@ -43,7 +44,7 @@ WITHOUT_SERVER := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --durations=
 check: lint ## Check style, types and what can be tested in a minute
 	$(WITHOUT_SERVER) "not server and not slow"
 
-test: $(INSTALLED) $(CHROMIUM) ## Run the whole test suite
+test: $(INSTALLED) $(CHROMIUM) $(PROMETHEUS) ## Run the whole test suite
 	$(WITHOUT_SERVER) "not server"
 	$(BIN)/python -m pytest -m server --durations=20
 
@@ -119,3 +120,7 @@ $(INSTALLED): requirements/*.txt client/pyproject.toml
 # Where it can't be had, the tests of the page are skipped, and say so.
 $(CHROMIUM): tests/helpers/chromium.py | $(INSTALLED)
 	-$(BIN)/python tests/helpers/chromium.py $(@D)
+
+# Where it can't be had, the tests of the alerts and the dashboard are skipped, and say so.
+$(PROMETHEUS): tests/helpers/prometheus.py | $(INSTALLED)
+	-$(BIN)/python tests/helpers/prometheus.py $(@D)

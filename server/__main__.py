@@ -1,15 +1,27 @@
 """The command `python -m server`: the embedded server in the foreground."""
 
 import argparse
+import os
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server.artefacts import artefact_warnings
 from server.checks import is_loopback, resolve_host
 from server.embedded import EmbeddedServer
 from server.errors import ServerError
+from server.line_writer import LineWriter
+from server.request_log import (
+    FORMAT_VARIABLE,
+    FORMATS,
+    LEFT_OUT,
+    format_line,
+    read_format,
+    with_time,
+    without_request_lines,
+)
 from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S
 from server.watchdog import MAX_RESTARTS
 
@@ -24,6 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 after a requested stop, CUT where requests had to be cut for it, 1 where the server could not start or died.
     """
     options = _parse(arguments)
+    if options.log_format:
+        os.environ[FORMAT_VARIABLE] = options.log_format
+    output = LineWriter(sys.stdout.fileno(), _describe_loss)
+    try:
+        return _run(options, output)
+    except ServerError as error:
+        return _fail(error, show_log=False)
+    finally:
+        output.close()
+
+
+def _run(options: argparse.Namespace, output: LineWriter) -> int:
+    shows_requests = not options.no_request_log
     server = EmbeddedServer(
         options.model_repository,
         host=options.host,
@@ -35,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ready_timeout_s=options.ready_timeout_s,
         stop_timeout_s=options.stop_timeout_s,
         extra_arguments=options.extra_arguments,
-        on_log=_print_log if options.verbose or options.log_verbose else None,
+        on_log=_log_printer(shows_requests) if options.verbose or options.log_verbose else None,
+        on_request=(lambda line: output.write(with_time(line, time.time()))) if shows_requests else None,
         on_event=lambda sentence: print(sentence, file=sys.stderr, flush=True),
         front=not options.no_front,
         expose_internals=options.expose_internals,
@@ -93,8 +119,13 @@ def _fail(error: ServerError, *, show_log: bool) -> int:
     return 1
 
 
-def _print_log(lines: str) -> None:
-    sys.stderr.write(lines)
+def _log_printer(shows_requests: bool) -> Callable[[str], None]:
+    """Return what prints Triton's log: without the lines of requests, where those are printed anyhow."""
+    return lambda lines: print(without_request_lines(lines) if shows_requests else lines, end="", file=sys.stderr)
+
+
+def _describe_loss(lines: int) -> str:
+    return with_time(format_line(LEFT_OUT, {"lines": lines}, read_format()), time.time())
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -131,6 +162,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="let through what isn't public: stages, statistics, shared memory, logging; on loopback alone",
     )
     add("--no-front", action="store_true", help="let Triton itself listen on the ports, unprotected: for comparisons")
+    add("--no-request-log", action="store_true", help="don't show a line on stdout for each request")
+    add("--log-format", choices=FORMATS, help=f"of these lines; without it, the variable {FORMAT_VARIABLE} tells")
     add("--verbose", action="store_true", help="show Triton's log on stderr")
     add("--log-verbose", type=int, default=0, metavar="LEVEL", help="Triton's verbose logging level; implies --verbose")
     add("extra_arguments", nargs="*", metavar="OPTION", help="after `--`: options for tritonserver itself")

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Self
 
 from server.checks import Listener, check_model_repository, check_platform, choose_ports, is_loopback, resolve_host
 from server.errors import ServerError
+from server.front.metrics import FRONT, TRITONSERVER
 from server.front.process import FrontFolder, FrontOptions, FrontProcess
 from server.installation import Installation, find_installation
 from server.public_models import find_public_models
+from server.request_log import RequestLog, is_refusal, read_format, request_line
 from server.triton import READY_TIMEOUT_S, STOP_TIMEOUT_S, Triton, TritonAddress, TritonOptions
 from server.triton_log import tail
 from server.watchdog import CHECK_INTERVAL_S, MAX_RESTARTS, RestartPolicy, Watchdog
@@ -48,6 +51,8 @@ class EmbeddedServer:
         extra_arguments: More options for tritonserver, such as `("--cache-config", "local,size=1048576")`. It runs in
             an empty folder, so paths among them must be absolute.
         on_log: Called with whole lines of tritonserver's log, by a thread of the server's own.
+        on_request: Called with a line for each request that is over or refused (docs/observability.md), by threads of
+            the server's own. It mustn't wait for anything.
         on_event: Called by that thread with a sentence when something has died, and when it is back.
         front: Whether the front is there. Without it Triton itself listens on the ports: anybody who reaches them can
             end it, call its stages and register shared memory.
@@ -69,6 +74,7 @@ class EmbeddedServer:
         stop_timeout_s: float = STOP_TIMEOUT_S,
         extra_arguments: Sequence[str] = (),
         on_log: Callable[[str], None] | None = None,
+        on_request: Callable[[str], None] | None = None,
         on_event: Callable[[str], None] | None = None,
         front: bool = True,
         expose_internals: bool = False,
@@ -82,6 +88,7 @@ class EmbeddedServer:
         self._stop_timeout_s = stop_timeout_s
         self._extra_arguments = tuple(extra_arguments)
         self._on_log, self._on_event = on_log, on_event
+        self._request_log = RequestLog(on_request, read_format()) if on_request is not None else None
         self._has_front, self._exposes_internals = front, expose_internals
         self._listeners: tuple[Listener, ...] = ()
         self._folder: FrontFolder | None = None
@@ -89,6 +96,7 @@ class EmbeddedServer:
         self._triton: Triton | None = None
         self._watchdog: Watchdog | None = None
         self._restarts = RestartPolicy(max_restarts)
+        self._num_restarts: Counter[str] = Counter({TRITONSERVER: 0, FRONT: 0})
         self._keeper: threading.Thread | None = None
         self._failure: ServerError | None = None
         self._ending = threading.Event()
@@ -239,7 +247,10 @@ class EmbeddedServer:
             exposes_internals=self._exposes_internals,
         )
         triton = self._triton_addresses()
-        return FrontProcess(options, self._folder, triton[0].url, f"{triton[1].host}:{triton[1].port}", triton[2].url)
+        grpc_url = f"{triton[1].host}:{triton[1].port}"
+        front = FrontProcess(options, self._folder, triton[0].url, grpc_url, triton[2].url, self._take_front_log)
+        front.set_restarts(self._num_restarts)
+        return front
 
     def _start_triton(self, installation: Installation) -> None:
         http, grpc, metrics = self._triton_addresses()
@@ -255,10 +266,33 @@ class EmbeddedServer:
             stop_timeout_s=self._stop_timeout_s,
             extra_arguments=self._extra_arguments,
         )
-        self._triton = Triton(options, installation, self._on_log)
+        self._triton = Triton(options, installation, self._take_log)
         self._triton.wait_until_ready(lambda: self.stop_requested or self._ending.is_set())
         self._watchdog = Watchdog(self._triton.pid)
         self._restarts.ready()
+        self._tell_processes()
+
+    def _tell_processes(self) -> None:
+        """Tell the front whose memory its metrics have."""
+        if self._front is not None and self._triton is not None and self._watchdog is not None:
+            stages = self._watchdog.stages
+            self._front.set_processes({TRITONSERVER: self._triton.pid, **stages})
+            # A counter that isn't there before its first event hides that from Prometheus.
+            self._num_restarts.update(dict.fromkeys(stages, 0))
+            self._front.set_restarts(self._num_restarts)
+
+    def _take_log(self, lines: str) -> None:
+        """Take whole lines of Triton's log."""
+        if self._on_log is not None:
+            self._on_log(lines)
+        if self._request_log is not None:
+            for line in filter(None, map(request_line, lines.splitlines())):
+                self._request_log.add(line, is_refusal=is_refusal(line))
+
+    def _take_front_log(self, line: str) -> None:
+        """Take a line of the front's log, which it has bounded itself."""
+        if self._request_log is not None:
+            self._request_log.add(line, is_refusal=False)
 
     def _triton_addresses(self) -> tuple[TritonAddress, ...]:
         """Where Triton listens: on sockets that only this user reaches, or, without a front, on the public ports."""
@@ -282,6 +316,8 @@ class EmbeddedServer:
         """Look after the server until it is stopped, or can't be kept."""
         try:
             while not self._ending.wait(CHECK_INTERVAL_S):
+                if self._request_log is not None:
+                    self._request_log.flush()
                 if fault := self._find_fault_of_triton():
                     self._restart_triton(fault, installation)
                 elif self._front is not None and not self._front.is_alive():
@@ -312,6 +348,7 @@ class EmbeddedServer:
             self._front.set_unavailable(f"{fault.rstrip('.')}; {RESTARTING}")
         self._close_triton()
         self._report(f"{fault.rstrip('.')}.")
+        self._count_restart(fault.split()[1] if fault.startswith("stage ") else TRITONSERVER)
         if self._ending.wait(self._delay_s(fault)):
             return
         self._start_triton(installation)
@@ -324,7 +361,9 @@ class EmbeddedServer:
         self._report(f"{fault.capitalize()}.")
         if not self._ending.wait(self._delay_s(fault)):
             front.close()
+            self._count_restart(FRONT)
             self._front = self._start_front()
+            self._tell_processes()
             self._restarts.ready()
 
     def _delay_s(self, fault: str) -> float:
@@ -337,6 +376,11 @@ class EmbeddedServer:
             return self._restarts.delay_s(fault)
         except ServerError as error:
             raise ServerError(str(error), tail(self.log_text())) from None
+
+    def _count_restart(self, process: str) -> None:
+        self._num_restarts[process] += 1
+        if self._front is not None:
+            self._front.set_restarts(self._num_restarts)
 
     def _report(self, sentence: str) -> None:
         if self._on_event is not None:
@@ -371,6 +415,8 @@ class EmbeddedServer:
             if self._triton is not None:
                 self._close_triton()
             self._front = self._folder = None
+            if self._request_log is not None:
+                stack.callback(self._request_log.flush, at_end=True)
 
     def _close_triton(self) -> None:
         if self._watchdog is not None:

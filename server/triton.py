@@ -12,6 +12,7 @@ from server.installation import Installation
 from server.leftovers import region_prefix
 from server.local_http import answers
 from server.process import SupervisedProcess
+from server.tracing import read_tracing
 from server.triton_log import failure_reasons, model_process_failure, tail, without_gpu_complaints
 from server.workspace import Workspace, create_workspace, readable
 
@@ -140,6 +141,7 @@ class Triton:
 
     def close(self) -> str:
         """Kill what still runs and clean up; return all that it had logged."""
+        self._hand_on_log()
         log = self.log_text()
         self._process.close()
         return log
@@ -181,6 +183,7 @@ class Triton:
             f"--log-verbose={options.log_verbose}",
             # Configurations are complete; completing them would start every Python model twice.
             "--disable-auto-complete-config",
+            *(tracing.triton_arguments if (tracing := read_tracing()) else ()),
             *options.extra_arguments,
         ]
 
@@ -192,12 +195,15 @@ class Triton:
         )
 
     def _check_alive(self, what_happened: str) -> None:
-        if self._on_log is not None and (lines := without_gpu_complaints(self._process.new_log_lines())):
-            self._on_log(readable(lines, self._links))
+        self._hand_on_log()
         status = self._process.exit_status()
         if status is not None:
             log = self.log_text()
             raise ServerError(_death_sentence(log, status, what_happened), tail(log))
+
+    def _hand_on_log(self) -> None:
+        if self._on_log is not None and (lines := without_gpu_complaints(self._process.new_log_lines())):
+            self._on_log(readable(lines, self._links))
 
 
 def _environment(installation: Installation, workspace: Workspace) -> dict[str, str]:
@@ -205,6 +211,8 @@ def _environment(installation: Installation, workspace: Workspace) -> dict[str, 
     lines = DEFAULT_ENVIRONMENT.read_text(encoding="utf-8").splitlines()
     defaults = dict(line.split("=", 1) for line in lines if line[:1] not in ("", "#"))
     environment = {**defaults, **workspace.home(), **os.environ}
+    if tracing := read_tracing():
+        environment |= tracing.triton_environment
     for name, directories in (
         ("PATH", [workspace.command_directory]),
         ("LD_LIBRARY_PATH", [workspace.plain(directory) for directory in installation.library_directories]),

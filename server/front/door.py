@@ -15,11 +15,15 @@ from envoy.service.ext_proc.v3 import external_processor_pb2
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.front.exchange import Exchange
+from server.front.metrics import DoorMetrics
 from server.front.refusals import UNAVAILABLE, RefusedError
 from server.front.targets import Access
+from server.request_log import RequestLog
 from server.watchdog import fault_in_answer
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+SHOWN_CHARACTERS = 128
+SHOWN_ERROR_CHARACTERS = 200
 CANCEL_TIMEOUT_S = 30.0
 STOPPING = "the server stops."
 LOST = "the server is started again: try again in some seconds."
@@ -36,6 +40,7 @@ class Door:
         access: What can be reached.
         jobs_models: The job boards, through which requests are cancelled.
         triton: Channel to Triton.
+        log: Takes the lines of requests of which no stage tells.
         on_fault: Called with a sentence when an answer shows that Triton has to be ended.
     """
 
@@ -44,12 +49,15 @@ class Door:
         access: Access,
         jobs_models: Iterable[str],
         triton: grpc.aio.Channel,
+        log: RequestLog,
         on_fault: Callable[[str], object],
     ) -> None:
         self.access = access
         self.jobs_models = frozenset(jobs_models)
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(triton)
         self._on_fault = on_fault
+        self._log = log
+        self.metrics = DoorMetrics()
         self._unavailable = ""
         self._exchanges: set[Exchange] = set()
         self._cancellations: set[asyncio.Task[None]] = set()
@@ -69,6 +77,32 @@ class Door:
     def num_live(self) -> int:
         """Requests that are with Triton."""
         return len(self._exchanges)
+
+    def metrics_text(self) -> str:
+        """Return the door's metrics, as Prometheus reads them."""
+        return self.metrics.text(num_live=self.num_live, is_ready=not (self._unavailable or self._is_stopping))
+
+    def record(self, exchange: Exchange, outcome: str, reason: str, error: str = "") -> None:
+        """Count a request of which no stage tells, and write its line. Nothing that it says is in it.
+
+        Args:
+            exchange: The request.
+            outcome: What has become of it.
+            reason: The tag of the contract.
+            error: What its caller was told; empty where those weren't words of the front.
+        """
+        self.metrics.requests[outcome, reason] += 1
+        fields: dict[str, str | float] = {}
+        if exchange.request_id:
+            fields["id"] = exchange.request_id[:SHOWN_CHARACTERS]
+        if exchange.model:
+            fields["model"] = exchange.model[:SHOWN_CHARACTERS]
+        fields |= {"outcome": outcome, "reason": reason, "protocol": "grpc" if exchange.is_grpc else "http"}
+        if outcome != "refused":
+            fields["total_s"] = round(time.monotonic() - exchange.came_s, 3)
+        if error:
+            fields["error"] = error[:SHOWN_ERROR_CHARACTERS]
+        self._log.add_request(**fields)
 
     def set_unavailable(self, sentence: str) -> None:
         """Refuse what comes from now on with `sentence`; an empty one lets it in again."""
@@ -131,13 +165,16 @@ class Door:
         finally:
             self._exchanges.discard(exchange)
             if exchange.inference is not None:
+                if exchange.inference.model not in self.jobs_models:
+                    self.record(exchange, "left", "CANCELLED")
                 self._cancel_soon(exchange.inference.request_id)
 
     async def watch_for_pauses(self) -> None:
-        """Notice for ever when this process wasn't run for a while."""
+        """Notice for ever when this process wasn't run for a while, and keep the log going."""
         turn = time.monotonic()
         while True:
             await asyncio.sleep(PAUSE_S / 4)
+            self._log.flush()
             now = time.monotonic()
             if now - turn > PAUSE_S:
                 self._paused_at = now

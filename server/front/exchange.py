@@ -1,5 +1,6 @@
 """One request and its answer, as Envoy tells of them: what the door says to each part."""
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ from envoy.type.v3 import http_status_pb2
 
 from server.front import grpc_inference, http_inference
 from server.front.inference import Inference, new_id
-from server.front.refusals import DEADLINE, ENCODING, INVALID, RETRY_AFTER_S, UNAVAILABLE, RefusedError
+from server.front.refusals import DEADLINE, ENCODING, INVALID, NOT_FOUND, RETRY_AFTER_S, UNAVAILABLE, RefusedError
 from server.front.targets import Access, Kind, Target
 
 REQUEST_ID = "x-request-id"
@@ -27,6 +28,19 @@ _HEADERS_ALONE = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.N
 _READ_ERROR = _Mode(response_header_mode=_Mode.SEND, response_body_mode=_Mode.BUFFERED)
 _LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
 _TIMEOUT_DETAIL = "response_timeout"
+_UNREADABLE = "Unable to parse"
+_TOO_LARGE = "request_payload_too_large"
+FROM_A_STAGE = "in ensemble '"
+"""What Triton puts before an error of a stage: then the first stage has seen the request, and tells of its end."""
+_TRITONS_REFUSALS = {
+    "400": ("refused", "INVALID_ARG"),
+    "404": ("refused", "NOT_FOUND"),
+    "503": ("refused", "UNAVAILABLE"),
+    "3": ("refused", "INVALID_ARG"),
+    "5": ("refused", "NOT_FOUND"),
+    "14": ("refused", "UNAVAILABLE"),
+}
+"""Outcome and reason by the status of HTTP or gRPC."""
 
 
 class ServerState(Protocol):
@@ -48,6 +62,9 @@ class ServerState(Protocol):
     def why_lost(self) -> str:
         """Return why a request gets no answer."""
 
+    def record(self, exchange: "Exchange", outcome: str, reason: str, error: str = "") -> None:
+        """Tell the operator of a request of which no stage tells."""
+
 
 @dataclass(eq=False)
 class Exchange:
@@ -60,6 +77,10 @@ class Exchange:
         headers: Of the request, names in lower case.
         inference: What was let through to Triton, and isn't answered yet; None before and after.
         is_cut: Whether it was cancelled because the server stops.
+        model: The model's name, once it is known.
+        request_id: Its id, once it is known.
+        status: HTTP's, of Triton's answer.
+        came_s: When it came, by the monotonic clock.
     """
 
     state: ServerState
@@ -68,6 +89,10 @@ class Exchange:
     headers: dict[str, str] = field(default_factory=dict)
     inference: Inference | None = None
     is_cut: bool = False
+    model: str = ""
+    request_id: str = ""
+    status: str = ""
+    came_s: float = field(default_factory=time.monotonic)
 
     def respond(self, message: Any) -> Any:
         """Say what Envoy shall do with a part of the request or of its answer.
@@ -91,12 +116,23 @@ class Exchange:
                 case part:
                     raise RefusedError(INVALID, f"{part} isn't expected.")
         except RefusedError as error:
+            if not self.request_id:
+                self.request_id = self._choose_id("", "")
+            self._record(error, is_answer=message.WhichOneof("request").startswith("response"))
             return self._refusal(error)
+
+    def _record(self, error: RefusedError, *, is_answer: bool) -> None:
+        if self.target is not None and self.target.kind is Kind.SERVER_READY:
+            return  # a health check, which asks again and again
+        tag = error.code.tag or NOT_FOUND.tag
+        outcome = "refused" if not is_answer else "deadline" if error.code is DEADLINE else "lost"
+        self.state.record(self, outcome, tag, error.sentence)
 
     def _on_request_headers(self, request: Any) -> Any:
         self.headers = {h.key: h.raw_value.decode("latin-1") for h in request.headers.headers}
         self.is_grpc = self.headers.get("content-type", "").startswith("application/grpc")
         self.target = self._find_target()
+        self.model = self.target.model
         if self.target.kind is Kind.SERVER_READY:
             self.state.check_available("")
         if self.target.kind.has_body and request.end_of_stream:
@@ -118,6 +154,7 @@ class Exchange:
         inference = self._read(body)
         if inference is None:
             return ext_proc.ProcessingResponse(request_body=ext_proc.BodyResponse())
+        self.model = inference.model
         self.state.check_available(inference.model)
         self.inference = inference
         headers = {"content-length": str(len(inference.body))}
@@ -158,20 +195,28 @@ class Exchange:
 
     def _choose_id(self, model: str, in_message: str) -> str:
         """Return the id that the message has, else the header `x-request-id`, else a new one; job boards need none."""
+        self.model = model or self.model
         if in_message or model in self.state.jobs_models:
+            self.request_id = in_message
             return in_message
         in_header = self.headers.get(REQUEST_ID, "")
-        return in_header if 0 < len(in_header) <= MAX_ID_BYTES and in_header.isprintable() else new_id()
+        is_good = 0 < len(in_header) <= MAX_ID_BYTES and in_header.isprintable()
+        self.request_id = in_header if is_good else new_id()
+        return self.request_id
 
     def _on_response_headers(self, message: Any) -> Any:
         inference = self.inference
         if inference is None:
+            self._note_refusal_of_envoy(message)
             return ext_proc.ProcessingResponse(response_headers=ext_proc.HeadersResponse())
         headers = {h.key: h.raw_value.decode("latin-1") for h in message.response_headers.headers.headers}
         is_error = headers.get(":status") != "200" or headers.get("grpc-status", "0") != "0"
         self._check_server(inference, _code_details(message), is_error)
         if is_error and self.is_grpc:
-            self.state.check_words(unquote(headers.get("grpc-message", "")))
+            error = unquote(headers.get("grpc-message", ""))
+            self.state.check_words(error)
+            self._note_error_of_triton(error, headers.get("grpc-status", ""))
+        self.status = headers.get(":status", "")
         reads_body = is_error and not self.is_grpc and not message.response_headers.end_of_stream
         if not reads_body:
             self.inference = None
@@ -191,11 +236,27 @@ class Exchange:
 
     def _on_response_body(self, body: bytes) -> Any:
         self.inference = None
-        self.state.check_words(body.decode(errors="replace"))
+        self.state.check_words(error := body.decode(errors="replace"))
+        self._note_error_of_triton(error, self.status)
         return ext_proc.ProcessingResponse(response_body=ext_proc.BodyResponse())
 
+    def _note_error_of_triton(self, error: str, status: str) -> None:
+        """Record what Triton itself has refused. Its words aren't: they may have some of the request in them."""
+        if FROM_A_STAGE not in error and self.model in self.state.access.models:
+            is_unreadable = _UNREADABLE in error  # which /generate answers with 500
+            outcome, reason = _TRITONS_REFUSALS.get("400" if is_unreadable else status, ("failed", "INTERNAL"))
+            self.state.record(self, outcome, reason)
+
+    def _note_refusal_of_envoy(self, message: Any) -> None:
+        """Record what Envoy has refused while it read the request: it was too large."""
+        if self.target is not None and self.target.kind.has_body and _code_details(message) == _TOO_LARGE:
+            self.request_id = self.request_id or self._choose_id("", "")
+            self.state.record(self, "refused", "INVALID_ARG", "the request is too large.")
+
     def _refusal(self, error: RefusedError) -> Any:
-        headers = [("retry-after", str(RETRY_AFTER_S))] if error.code is UNAVAILABLE else []
+        headers = [(REQUEST_ID, self.request_id)] if self.request_id else []
+        if error.code is UNAVAILABLE:
+            headers.append(("retry-after", str(RETRY_AFTER_S)))
         return ext_proc.ProcessingResponse(
             immediate_response=ext_proc.ImmediateResponse(
                 status=http_status_pb2.HttpStatus(code=error.code.http),

@@ -2,11 +2,11 @@
 
 import contextlib
 import os
-import select
 import shutil
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ LOG_TAIL_BYTES = 4000
 LONGEST_PATH = 80
 """Characters of the folder's path. That of a Unix socket has at most 107."""
 FAULT = "fault "
+LOG = "log "
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,23 @@ class FrontProcess:
         triton_http: Address of Triton's HTTP.
         triton_grpc: Address of its gRPC.
         triton_metrics: Address of its metrics.
+        on_log: Called with lines of the front's log, by a thread of its own.
 
     Raises:
         ServerError: It can't be started.
     """
 
     def __init__(
-        self, options: FrontOptions, folder: FrontFolder, triton_http: str, triton_grpc: str, triton_metrics: str
+        self,
+        options: FrontOptions,
+        folder: FrontFolder,
+        triton_http: str,
+        triton_grpc: str,
+        triton_metrics: str,
+        on_log: Callable[[str], object],
     ) -> None:
         find_envoy()
-        for name in ("door", "admin"):
+        for name in ("door", "door_metrics", "admin"):
             (folder.path / name).unlink(missing_ok=True)
         endpoints = Endpoints(
             http=options.http,
@@ -92,9 +100,13 @@ class FrontProcess:
             triton_grpc=triton_grpc,
             triton_metrics=triton_metrics,
             door=folder.socket("door"),
+            door_metrics=folder.socket("door_metrics"),
             admin=folder.socket("admin"),
         )
-        self._answers = b""
+        self._on_log = on_log
+        self._answers: list[str] = []
+        self._has_ended = False
+        self._said = threading.Condition()
         self._log = folder.path / "front.log"
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -102,11 +114,12 @@ class FrontProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                bufsize=0,
                 cwd=ROOT,
                 env={**os.environ, "GRPC_ENABLE_FORK_SUPPORT": "false"},
                 start_new_session=True,
             )
+        self._reader = threading.Thread(target=self._read, name="front-reader", daemon=True)
+        self._reader.start()
         try:
             if self._wait_for("ready", START_TIMEOUT_S) is None:
                 raise ServerError(self._why_not_started(), self._log_tail())
@@ -125,15 +138,22 @@ class FrontProcess:
 
     def fault(self) -> str:
         """Return what is wrong with Triton by its answers; an empty text if nothing is."""
-        while self._read(0.0):
-            pass
-        lines = [line for line in self._answers.decode().splitlines() if line.startswith(FAULT)]
-        self._answers = b""
+        with self._said:
+            lines = [line for line in self._answers if line.startswith(FAULT)]
+            self._answers = []
         return lines[0].removeprefix(FAULT) if lines else ""
 
     def set_unavailable(self, sentence: str) -> None:
         """Have everything refused with `sentence`; an empty one ends that."""
         self._order(f"unavailable {sentence}" if sentence else "available")
+
+    def set_restarts(self, counts: Mapping[str, int]) -> None:
+        """Tell it how often each process was restarted, for its metrics."""
+        self._order_numbers("restarts", counts)
+
+    def set_processes(self, pids: Mapping[str, int]) -> None:
+        """Tell it the server's processes, for its metrics."""
+        self._order_numbers("processes", pids)
 
     def stop(self, timeout_s: float) -> bool:
         """Take no more generations, and wait until those that run are answered.
@@ -163,8 +183,7 @@ class FrontProcess:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        self._reader.join(CLOSE_TIMEOUT_S)
 
     def _why_not_started(self) -> str:
         reasons = [line for line in self._log_tail().splitlines() if line.startswith("error: ")]
@@ -175,6 +194,9 @@ class FrontProcess:
             return self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
         return ""
 
+    def _order_numbers(self, order: str, numbers: Mapping[str, int]) -> None:
+        self._order(" ".join([order, *(f"{name}={number}" for name, number in numbers.items())]))
+
     def _order(self, line: str) -> None:
         if self._process.stdin is not None and not self._process.stdin.closed:
             with contextlib.suppress(BrokenPipeError):
@@ -182,21 +204,29 @@ class FrontProcess:
 
     def _wait_for(self, prefix: str, timeout_s: float) -> str | None:
         """Return what follows `prefix` in a line that it says; None if it doesn't say it in time, or has ended."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            for line in self._answers.decode().splitlines():
-                if line.startswith(prefix):
-                    return line.removeprefix(prefix)
-            if not self._read(max(0.0, deadline - time.monotonic())):
-                return None
+        with self._said:
+            self._said.wait_for(lambda: self._has_ended or self._find(prefix) is not None, timeout_s)
+            return self._find(prefix)
 
-    def _read(self, timeout_s: float) -> bool:
-        stdout = self._process.stdout
-        if stdout is None or not select.select([stdout], [], [], timeout_s)[0]:
-            return False
-        block = os.read(stdout.fileno(), 4096)
-        self._answers += block
-        return bool(block)
+    def _find(self, prefix: str) -> str | None:
+        found = (line.removeprefix(prefix) for line in self._answers if line.startswith(prefix))
+        return next(found, None)
+
+    def _read(self) -> None:
+        """Read what it says until it has ended: it never waits for the rest of this process."""
+        assert self._process.stdout is not None  # noqa: S101 - for the type checker
+        with self._process.stdout as stdout:
+            for block in stdout:
+                line = block.decode(errors="replace").rstrip("\n")
+                if line.startswith(LOG):
+                    self._on_log(line.removeprefix(LOG))
+                    continue
+                with self._said:
+                    self._answers.append(line)
+                    self._said.notify_all()
+        with self._said:
+            self._has_ended = True
+            self._said.notify_all()
 
 
 def _command(options: FrontOptions, endpoints: Endpoints, folder: Path) -> list[str]:
