@@ -24,6 +24,8 @@ from server.watchdog import CHECK_INTERVAL_S, MAX_RESTARTS, RestartPolicy, Watch
 CUT_TIMEOUT_S = 3.0
 """How long requests that are cut at the end may take to be answered."""
 
+END_TIMEOUT_S = 0.5
+
 RESTARTING = "the server is started again: try again in some seconds."
 
 # A free port that was picked here may be taken by another process before the server listens on it.
@@ -325,6 +327,9 @@ class EmbeddedServer:
         except ServerError as error:
             if not self._ending.is_set():
                 self._failure = error
+        except Exception as error:  # of a callback: nobody looks after the server any more
+            self._failure = ServerError(f"The server isn't looked after any more: {error!r}.")
+            raise
 
     def _find_fault_of_triton(self) -> str:
         """Return what is wrong; an empty text if nothing is."""
@@ -336,7 +341,20 @@ class EmbeddedServer:
         if self._front is not None and (words := self._front.fault()):
             return words
         fault = self._watchdog.check() if self._watchdog is not None else None
+        if fault and not fault.stage:
+            return self._end_of_triton() or str(fault)
         return str(fault) if fault else ""
+
+    def _end_of_triton(self) -> str:
+        """Return how tritonserver has ended, which is known a moment later; empty where it has stalled."""
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while self._triton is not None and time.monotonic() < deadline:
+            try:
+                self._triton.check()
+            except ServerError as error:
+                return str(error)
+            time.sleep(CHECK_INTERVAL_S / 10)
+        return ""
 
     def _restart_triton(self, fault: str, installation: Installation) -> None:
         """End what is left of Triton, whose callers are told, and start it again.
