@@ -1,5 +1,7 @@
 """One request and its answer, as Envoy tells of them: what the door says to each part."""
 
+import re
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -12,11 +14,12 @@ from envoy.type.v3 import http_status_pb2
 
 from server.front import grpc_inference, http_inference
 from server.front.inference import Inference, new_id
-from server.front.refusals import DEADLINE, ENCODING, INVALID, RETRY_AFTER_S, UNAVAILABLE, RefusedError
+from server.front.refusals import DEADLINE, ENCODING, INTERNAL, INVALID, RETRY_AFTER_S, UNAVAILABLE, RefusedError
 from server.front.targets import Access, Kind, Target
 
 REQUEST_ID = "x-request-id"
-MAX_ID_BYTES = 128
+MAX_ID_CHARACTERS = 128
+"""Of an id in a header."""
 JSON_LENGTH = "inference-header-content-length"
 UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 TIMEOUT_MARGIN_S = 1.0
@@ -27,6 +30,8 @@ _HEADERS_ALONE = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.N
 _READ_ERROR = _Mode(response_header_mode=_Mode.SEND, response_body_mode=_Mode.BUFFERED)
 _LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
 _TIMEOUT_DETAIL = "response_timeout"
+_CALLERS_FAULT = re.compile(r'\{"error":"(?:[Uu]nable to parse|[Ff]ailed to parse|attempt to access JSON)')
+"""How Triton's words begin for JSON that it can't read as what it should be: the caller's fault (400, not 500)."""
 
 
 class ServerState(Protocol):
@@ -92,6 +97,9 @@ class Exchange:
                     raise RefusedError(INVALID, f"{part} isn't expected.")
         except RefusedError as error:
             return self._refusal(error)
+        except Exception:  # a fault of this file's: the caller is told that, and not nothing
+            traceback.print_exc()
+            return self._refusal(RefusedError(INTERNAL, "the front failed on the request."))
 
     def _on_request_headers(self, request: Any) -> Any:
         self.headers = {h.key: h.raw_value.decode("latin-1") for h in request.headers.headers}
@@ -99,9 +107,12 @@ class Exchange:
         self.target = self._find_target()
         if self.target.kind is Kind.SERVER_READY:
             self.state.check_available("")
-        if self.target.kind.has_body and request.end_of_stream:
+        takes_body = self.is_grpc or self.target.kind.has_body
+        if takes_body and request.end_of_stream:
             raise RefusedError(INVALID, "the request has no body.")
-        is_done = request.end_of_stream or not (self.target.kind.has_body or self.target.kind is Kind.INTERNAL)
+        if not (takes_body or request.end_of_stream or self.target.kind is Kind.INTERNAL):
+            raise RefusedError(INVALID, "such a request takes no body.")
+        is_done = request.end_of_stream
         return ext_proc.ProcessingResponse(
             request_headers=ext_proc.HeadersResponse(), mode_override=_HEADERS_ALONE if is_done else None
         )
@@ -121,8 +132,7 @@ class Exchange:
         self.state.check_available(inference.model)
         self.inference = inference
         headers = {"content-length": str(len(inference.body))}
-        if inference.request_id:
-            headers[REQUEST_ID] = inference.request_id
+        headers.update(_id_header(inference))
         if inference.json_length is not None:
             headers[JSON_LENGTH] = str(inference.json_length)
         if inference.timeout_s is not None:
@@ -153,6 +163,8 @@ class Exchange:
                 return inference
             case Kind.GRPC_MODEL:
                 self.state.access.check_model(grpc_inference.read_model_name(body))
+            case Kind.SERVER | Kind.SERVER_READY:
+                grpc_inference.check_message(body)
             case Kind.INTERNAL if not self.is_grpc and body:
                 http_inference.read_json(body)
         return None
@@ -162,7 +174,7 @@ class Exchange:
         if in_message or model in self.state.jobs_models:
             return in_message
         in_header = self.headers.get(REQUEST_ID, "")
-        return in_header if 0 < len(in_header) <= MAX_ID_BYTES and in_header.isprintable() else new_id()
+        return in_header if _fits_a_header(in_header) else new_id()
 
     def _on_response_headers(self, message: Any) -> Any:
         inference = self.inference
@@ -176,9 +188,7 @@ class Exchange:
         reads_body = is_error and not self.is_grpc and not message.response_headers.end_of_stream
         if not reads_body:
             self.inference = None
-        mutation = ext_proc.HeaderMutation(
-            set_headers=_header_options([(REQUEST_ID, inference.request_id)] if inference.request_id else [])
-        )
+        mutation = ext_proc.HeaderMutation(set_headers=_header_options(_id_header(inference).items()))
         return ext_proc.ProcessingResponse(
             response_headers=ext_proc.HeadersResponse(response=ext_proc.CommonResponse(header_mutation=mutation)),
             mode_override=_READ_ERROR if reads_body else None,
@@ -194,8 +204,16 @@ class Exchange:
 
     def _on_response_body(self, body: bytes) -> Any:
         self.inference = None
-        self.state.check_words(body.decode(errors="replace"))
-        return ext_proc.ProcessingResponse(response_body=ext_proc.BodyResponse())
+        text = body.decode(errors="replace")
+        self.state.check_words(text)
+        status = [(":status", str(INVALID.http))] if _CALLERS_FAULT.match(text) else []
+        return ext_proc.ProcessingResponse(
+            response_body=ext_proc.BodyResponse(
+                response=ext_proc.CommonResponse(
+                    header_mutation=ext_proc.HeaderMutation(set_headers=_header_options(status))
+                )
+            )
+        )
 
     def _refusal(self, error: RefusedError) -> Any:
         headers = [("retry-after", str(RETRY_AFTER_S))] if error.code is UNAVAILABLE else []
@@ -207,6 +225,15 @@ class Exchange:
                 grpc_status=ext_proc.GrpcStatus(status=error.code.grpc.value[0]) if self.is_grpc else None,
             )
         )
+
+
+def _id_header(inference: Inference) -> dict[str, str]:
+    """Return the header with the request's id; none for an id that no header can carry."""
+    return {REQUEST_ID: inference.request_id} if _fits_a_header(inference.request_id) else {}
+
+
+def _fits_a_header(request_id: str) -> bool:
+    return 0 < len(request_id) <= MAX_ID_CHARACTERS and request_id.isascii() and request_id.isprintable()
 
 
 def _code_details(message: Any) -> str:

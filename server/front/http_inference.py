@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from server.front.inference import IdChoice, Inference, check_parameters, check_shape, seconds
+from server.front.inference import IdChoice, Inference, check_id, check_parameters, check_shapes, check_timeout, seconds
 from server.front.refusals import INVALID, RefusedError
 
 MAX_DEPTH = 16
@@ -30,11 +30,9 @@ def read_inference(body: bytes, model: str, header_length: str | None, choose_id
             if not isinstance(parameters, dict):
                 raise RefusedError(INVALID, f"{key}: the parameters of a tensor must be an object.")
             check_parameters(str(tensor.get("name")), parameters)
-            if key == "inputs":
-                shape = tensor.get("shape")
-                if not isinstance(shape, list):
-                    raise RefusedError(INVALID, "inputs: each must have a shape, a list of sizes.")
-                check_shape(str(tensor.get("name")), shape, len(body))
+            if key == "inputs" and not isinstance(tensor.get("shape"), list):
+                raise RefusedError(INVALID, "inputs: each must have a shape, a list of sizes.")
+    check_shapes(((str(tensor.get("name")), tensor["shape"]) for tensor in _objects(request, "inputs")), len(body))
     parameters = request.get("parameters")
     timeout = parameters.get("timeout") if isinstance(parameters, dict) else None
     return _inference(request, model, choose_id, timeout, tensors, header_length is not None)
@@ -86,7 +84,9 @@ def _inference(
     if not isinstance(given := request.get("id", ""), str):
         raise RefusedError(INVALID, "id must be a text.")
     if request_id := choose_id(model, given):
+        check_id(request_id)
         request["id"] = request_id
+    check_timeout(timeout)
     text = write_json(request)
     return Inference(model, request_id, seconds(timeout), text + tensors, len(text) if has_tensors else None)
 
