@@ -27,10 +27,13 @@ TIMEOUT_MARGIN_S = 1.0
 
 _Mode = processing_mode_pb2.ProcessingMode
 _HEADERS_ALONE = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.NONE, response_header_mode=_Mode.SKIP)
+_READ_ALL = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.BUFFERED, response_header_mode=_Mode.SEND)
 _READ_ERROR = _Mode(response_header_mode=_Mode.SEND, response_body_mode=_Mode.BUFFERED)
 _LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
 _TIMEOUT_DETAIL = "response_timeout"
-_CALLERS_FAULT = re.compile(r'\{"error":"(?:[Uu]nable to parse|[Ff]ailed to parse|attempt to access JSON)')
+_CALLERS_FAULT = re.compile(
+    r'\{"error":"(?:Unable to (?:parse|set) |failed to (?:parse|get) |Converting keyword|Expected JSON )'
+)
 """How Triton's words begin for JSON that it can't read as what it should be: the caller's fault (400, not 500)."""
 
 
@@ -114,13 +117,15 @@ class Exchange:
             raise RefusedError(INVALID, "such a request takes no body.")
         is_done = request.end_of_stream
         return ext_proc.ProcessingResponse(
-            request_headers=ext_proc.HeadersResponse(), mode_override=_HEADERS_ALONE if is_done else None
+            request_headers=ext_proc.HeadersResponse(), mode_override=_HEADERS_ALONE if is_done else _READ_ALL
         )
 
     def _find_target(self) -> Target:
         if self.is_grpc:
             return self.state.access.grpc_target(self.headers[":path"])
-        target = self.state.access.http_target(self.headers[":method"], self.headers[":path"])
+        target = self.state.access.http_target(
+            self.headers[":method"], self.headers.get(":path", "")
+        )  # CONNECT has none
         if self.headers.get("content-encoding", "identity") != "identity":
             raise RefusedError(ENCODING, "compressed bodies aren't taken: send it without Content-Encoding.")
         return target

@@ -6,7 +6,16 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from tritonclient.grpc import service_pb2
 
-from server.front.inference import IdChoice, Inference, check_id, check_parameters, check_shapes, check_timeout, seconds
+from server.front.inference import (
+    IdChoice,
+    Inference,
+    check_id,
+    check_number,
+    check_parameters,
+    check_shapes,
+    check_timeout,
+    seconds,
+)
 from server.front.refusals import ENCODING, INVALID, RefusedError
 
 _PREFIX = struct.Struct(">?I")  # whether the message is compressed, and its length
@@ -24,6 +33,7 @@ def read_inference(body: bytes, choose_id: IdChoice) -> Inference:
     """
     request = _read(service_pb2.ModelInferRequest, body)
     check_shapes(((tensor.name, tensor.shape) for tensor in request.inputs), len(body))
+    check_number("parameters", len(request.parameters))
     for tensor in (*request.inputs, *request.outputs):
         check_parameters(tensor.name, tensor.parameters)
     request.id = choose_id(request.model_name, request.id)

@@ -2,7 +2,7 @@
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from server.front.refusals import INVALID, RefusedError
@@ -11,6 +11,8 @@ IdChoice = Callable[[str, str], str]
 """Returns the id of a request for a model (the first text), which may have an id already (the second)."""
 
 MAX_RANK = 8
+MAX_PARAMETERS = 64
+"""Of a request or a tensor. Triton compares each with all others, at each stage: 30,000 took it 17 s."""
 MAX_TIMEOUT_US = 2**63 - 1
 LONGEST_TIMEOUT_S = 86400.0
 """Of timeouts that the front keeps. It ends what says nothing for so long anyway (server/front/envoy.yaml)."""
@@ -122,12 +124,23 @@ def check_shape(name: str, shape: Sequence[object], message_bytes: int) -> int:
     return elements
 
 
-def check_parameters(name: str, parameters: Iterable[str]) -> None:
-    """Refuse a tensor in shared memory.
+def check_number(what: str, number: int, most: int = MAX_PARAMETERS) -> None:
+    """Refuse more of something than are of use.
 
     Raises:
-        RefusedError: It says that it lies there.
+        RefusedError: There are.
     """
+    if number > most:
+        raise RefusedError(INVALID, f"there may be at most {most} {what}, got {number}.")
+
+
+def check_parameters(name: str, parameters: Collection[str]) -> None:
+    """Refuse a tensor in shared memory, and one with many parameters.
+
+    Raises:
+        RefusedError: It says that it lies there, or has them.
+    """
+    check_number(f"parameters of the tensor {name[:40]!r}", len(parameters))
     if any(parameter.startswith(SHARED_MEMORY) for parameter in parameters):
         raise RefusedError(INVALID, f"{name[:40]!r}: tensors in shared memory aren't offered; send it in the message.")
 
