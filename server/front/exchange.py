@@ -13,8 +13,18 @@ from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from envoy.type.v3 import http_status_pb2
 
 from server.front import grpc_inference, http_inference
+from server.front.envoy import MAX_BODY_BYTES
 from server.front.inference import Inference, new_id
-from server.front.refusals import DEADLINE, ENCODING, INTERNAL, INVALID, RETRY_AFTER_S, UNAVAILABLE, RefusedError
+from server.front.refusals import (
+    DEADLINE,
+    ENCODING,
+    INTERNAL,
+    INVALID,
+    RETRY_AFTER_S,
+    TOO_LARGE,
+    UNAVAILABLE,
+    RefusedError,
+)
 from server.front.targets import Access, Kind, Target
 
 REQUEST_ID = "x-request-id"
@@ -31,6 +41,9 @@ _READ_ALL = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.BUFFER
 _READ_ERROR = _Mode(response_header_mode=_Mode.SEND, response_body_mode=_Mode.BUFFERED)
 _LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
 _TIMEOUT_DETAIL = "response_timeout"
+_TOO_LARGE_DETAIL = "request_payload_too_large"
+_LONGEST_MESSAGE = 4000
+"""Characters of a gRPC error. Triton repeats texts of the request, and clients refuse a header of more than 16 KiB."""
 _CALLERS_FAULT = re.compile(
     r'\{"error":"(?:Unable to (?:parse|set) |failed to (?:parse|get) |Converting keyword|Expected JSON )'
 )
@@ -183,9 +196,11 @@ class Exchange:
 
     def _on_response_headers(self, message: Any) -> Any:
         inference = self.inference
-        if inference is None:
-            return ext_proc.ProcessingResponse(response_headers=ext_proc.HeadersResponse())
+        if _code_details(message).startswith(_TOO_LARGE_DETAIL):
+            raise RefusedError(TOO_LARGE, f"the request is too large: it may have at most {MAX_BODY_BYTES} bytes.")
         headers = {h.key: h.raw_value.decode("latin-1") for h in message.response_headers.headers.headers}
+        if inference is None:
+            return _change_headers(_shorter_message(headers))
         is_error = headers.get(":status") != "200" or headers.get("grpc-status", "0") != "0"
         self._check_server(inference, _code_details(message), is_error)
         if is_error and self.is_grpc:
@@ -193,10 +208,8 @@ class Exchange:
         reads_body = is_error and not self.is_grpc and not message.response_headers.end_of_stream
         if not reads_body:
             self.inference = None
-        mutation = ext_proc.HeaderMutation(set_headers=_header_options(_id_header(inference).items()))
-        return ext_proc.ProcessingResponse(
-            response_headers=ext_proc.HeadersResponse(response=ext_proc.CommonResponse(header_mutation=mutation)),
-            mode_override=_READ_ERROR if reads_body else None,
+        return _change_headers(
+            _id_header(inference) | _shorter_message(headers), mode=_READ_ERROR if reads_body else None
         )
 
     def _check_server(self, inference: Inference, detail: str, is_error: bool) -> None:
@@ -230,6 +243,22 @@ class Exchange:
                 grpc_status=ext_proc.GrpcStatus(status=error.code.grpc.value[0]) if self.is_grpc else None,
             )
         )
+
+
+def _change_headers(headers: dict[str, str], mode: Any = None) -> Any:
+    mutation = ext_proc.HeaderMutation(set_headers=_header_options(headers.items()))
+    return ext_proc.ProcessingResponse(
+        response_headers=ext_proc.HeadersResponse(response=ext_proc.CommonResponse(header_mutation=mutation)),
+        mode_override=mode,
+    )
+
+
+def _shorter_message(headers: dict[str, str]) -> dict[str, str]:
+    """Return the header with the beginning of a gRPC error that is too long; none where it isn't."""
+    message = headers.get("grpc-message", "")
+    if len(message) <= _LONGEST_MESSAGE:
+        return {}
+    return {"grpc-message": re.sub("%.?$", "", message[:_LONGEST_MESSAGE]) + "..."}
 
 
 def _id_header(inference: Inference) -> dict[str, str]:
