@@ -125,8 +125,8 @@ def _generate(url: str, body: bytes) -> np.ndarray:
     except urllib.error.HTTPError as error:
         with error:
             message = json.loads(error.read())["error"]
-        # 500 is Triton's own, for JSON that it can't read as an input's type.
-        if error.code != (500 if "parse" in message else 400):
+        # Triton's 500 for JSON that it can't read as an input's type is 400 behind the front.
+        if error.code != 400:
             raise
         raise BadRequestError(message) from None
 

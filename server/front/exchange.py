@@ -1,35 +1,58 @@
 """One request and its answer, as Envoy tells of them: what the door says to each part."""
 
+import re
 import time
-from collections.abc import Iterable
+import traceback
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import unquote
 
-from envoy.config.core.v3 import base_pb2
-from envoy.extensions.filters.http.ext_proc.v3 import processing_mode_pb2
 from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from envoy.type.v3 import http_status_pb2
 
 from server.front import grpc_inference, http_inference
+from server.front.envoy import MAX_BODY_BYTES
+from server.front.envoy_messages import (
+    HEADERS_ALONE,
+    READ_ALL,
+    READ_ERROR,
+    change_headers,
+    change_request,
+    code_details,
+    header_options,
+    headers_of,
+)
 from server.front.inference import Inference, new_id
-from server.front.refusals import DEADLINE, ENCODING, INVALID, NOT_FOUND, RETRY_AFTER_S, UNAVAILABLE, RefusedError
+from server.front.refusals import (
+    DEADLINE,
+    ENCODING,
+    INTERNAL,
+    INVALID,
+    NOT_FOUND,
+    RETRY_AFTER_S,
+    TOO_LARGE,
+    UNAVAILABLE,
+    RefusedError,
+)
 from server.front.targets import Access, Kind, Target
 
 REQUEST_ID = "x-request-id"
-MAX_ID_BYTES = 128
+MAX_ID_CHARACTERS = 128
+"""Of an id in a header."""
 JSON_LENGTH = "inference-header-content-length"
 UPSTREAM_TIMEOUT = "x-envoy-upstream-rq-timeout-ms"
 TIMEOUT_MARGIN_S = 1.0
 """How much later than a stage the front notices that a caller's time is up: a stage says more."""
 
-_Mode = processing_mode_pb2.ProcessingMode
-_HEADERS_ALONE = _Mode(request_header_mode=_Mode.SEND, request_body_mode=_Mode.NONE, response_header_mode=_Mode.SKIP)
-_READ_ERROR = _Mode(response_header_mode=_Mode.SEND, response_body_mode=_Mode.BUFFERED)
 _LOST_SERVERS = ("upstream_reset", "connection_failure", "no_healthy_upstream", "cluster_not_found")
 _TIMEOUT_DETAIL = "response_timeout"
-_UNREADABLE = "Unable to parse"
 _TOO_LARGE = "request_payload_too_large"
+_LONGEST_MESSAGE = 4000
+"""Characters of a gRPC error. Triton repeats texts of the request, and clients refuse a header of more than 16 KiB."""
+_CALLERS_FAULT = re.compile(
+    r'\{"error":"(?:Unable to (?:parse|set) |failed to (?:parse|get) |Converting keyword|Expected JSON )'
+)
+"""How Triton's words begin for JSON that it can't read as what it should be: the caller's fault (400, not 500)."""
 FROM_A_STAGE = "in ensemble '"
 """What Triton puts before an error of a stage: then the first stage has seen the request, and tells of its end."""
 _TRITONS_REFUSALS = {
@@ -120,32 +143,39 @@ class Exchange:
                 self.request_id = self._choose_id("", "")
             self._record(error, is_answer=message.WhichOneof("request").startswith("response"))
             return self._refusal(error)
+        except Exception:  # a fault of this file's: the caller is told that, and not nothing
+            traceback.print_exc()
+            return self._refusal(RefusedError(INTERNAL, "the front failed on the request."))
 
     def _record(self, error: RefusedError, *, is_answer: bool) -> None:
         if self.target is not None and self.target.kind is Kind.SERVER_READY:
             return  # a health check, which asks again and again
         tag = error.code.tag or NOT_FOUND.tag
-        outcome = "refused" if not is_answer else "deadline" if error.code is DEADLINE else "lost"
+        outcome = {DEADLINE: "deadline", TOO_LARGE: "refused"}.get(error.code, "lost") if is_answer else "refused"
         self.state.record(self, outcome, tag, error.sentence)
 
     def _on_request_headers(self, request: Any) -> Any:
-        self.headers = {h.key: h.raw_value.decode("latin-1") for h in request.headers.headers}
+        self.headers = headers_of(request)
         self.is_grpc = self.headers.get("content-type", "").startswith("application/grpc")
         self.target = self._find_target()
         self.model = self.target.model
         if self.target.kind is Kind.SERVER_READY:
             self.state.check_available("")
-        if self.target.kind.has_body and request.end_of_stream:
+        takes_body = self.is_grpc or self.target.kind.has_body
+        if takes_body and request.end_of_stream:
             raise RefusedError(INVALID, "the request has no body: over HTTP it is JSON.")
-        is_done = request.end_of_stream or not (self.target.kind.has_body or self.target.kind is Kind.INTERNAL)
+        if not (takes_body or request.end_of_stream or self.target.kind is Kind.INTERNAL):
+            raise RefusedError(INVALID, "such a request takes no body.")
         return ext_proc.ProcessingResponse(
-            request_headers=ext_proc.HeadersResponse(), mode_override=_HEADERS_ALONE if is_done else None
+            request_headers=ext_proc.HeadersResponse(),
+            mode_override=HEADERS_ALONE if request.end_of_stream else READ_ALL,
         )
 
     def _find_target(self) -> Target:
         if self.is_grpc:
             return self.state.access.grpc_target(self.headers[":path"])
-        target = self.state.access.http_target(self.headers[":method"], self.headers[":path"])
+        path = self.headers.get(":path", "")  # CONNECT has none
+        target = self.state.access.http_target(self.headers[":method"], path)
         if self.headers.get("content-encoding", "identity") != "identity":
             raise RefusedError(ENCODING, "compressed bodies aren't taken: send it without Content-Encoding.")
         return target
@@ -163,14 +193,7 @@ class Exchange:
             headers[JSON_LENGTH] = str(inference.json_length)
         if inference.timeout_s is not None:
             headers[UPSTREAM_TIMEOUT] = str(int((inference.timeout_s + TIMEOUT_MARGIN_S) * 1000))
-        return ext_proc.ProcessingResponse(
-            request_body=ext_proc.BodyResponse(
-                response=ext_proc.CommonResponse(
-                    header_mutation=ext_proc.HeaderMutation(set_headers=_header_options(headers.items())),
-                    body_mutation=ext_proc.BodyMutation(body=inference.body),
-                )
-            )
-        )
+        return change_request(headers, inference.body)
 
     def _read(self, body: bytes) -> Inference | None:
         """Read what goes to Triton; None for what goes as it came."""
@@ -189,6 +212,8 @@ class Exchange:
                 return inference
             case Kind.GRPC_MODEL:
                 self.state.access.check_model(grpc_inference.read_model_name(body))
+            case Kind.SERVER | Kind.SERVER_READY:
+                grpc_inference.check_message(body)
             case Kind.INTERNAL if not self.is_grpc and body:
                 http_inference.read_json(body)
         return None
@@ -200,18 +225,18 @@ class Exchange:
             self.request_id = in_message
             return in_message
         in_header = self.headers.get(REQUEST_ID, "")
-        is_good = 0 < len(in_header) <= MAX_ID_BYTES and in_header.isprintable()
-        self.request_id = in_header if is_good else new_id()
+        self.request_id = in_header if _fits_a_header(in_header) else new_id()
         return self.request_id
 
     def _on_response_headers(self, message: Any) -> Any:
         inference = self.inference
+        if code_details(message).startswith(_TOO_LARGE):
+            raise RefusedError(TOO_LARGE, f"the request is too large: it may have at most {MAX_BODY_BYTES} bytes.")
+        headers = headers_of(message.response_headers)
         if inference is None:
-            self._note_refusal_of_envoy(message)
-            return ext_proc.ProcessingResponse(response_headers=ext_proc.HeadersResponse())
-        headers = {h.key: h.raw_value.decode("latin-1") for h in message.response_headers.headers.headers}
+            return change_headers(_shorter_message(headers))
         is_error = headers.get(":status") != "200" or headers.get("grpc-status", "0") != "0"
-        self._check_server(inference, _code_details(message), is_error)
+        self._check_server(inference, code_details(message), is_error)
         if is_error and self.is_grpc:
             error = unquote(headers.get("grpc-message", ""))
             self.state.check_words(error)
@@ -220,11 +245,7 @@ class Exchange:
         reads_body = is_error and not self.is_grpc and not message.response_headers.end_of_stream
         if not reads_body:
             self.inference = None
-        mutation = ext_proc.HeaderMutation(set_headers=_header_options(_id_header(inference).items()))
-        return ext_proc.ProcessingResponse(
-            response_headers=ext_proc.HeadersResponse(response=ext_proc.CommonResponse(header_mutation=mutation)),
-            mode_override=_READ_ERROR if reads_body else None,
-        )
+        return change_headers(_id_header(inference) | _shorter_message(headers), READ_ERROR if reads_body else None)
 
     def _check_server(self, inference: Inference, detail: str, is_error: bool) -> None:
         """Refuse an answer that isn't Triton's, and one of a server that is about to be ended."""
@@ -236,31 +257,30 @@ class Exchange:
 
     def _on_response_body(self, body: bytes) -> Any:
         self.inference = None
-        self.state.check_words(error := body.decode(errors="replace"))
+        error = body.decode(errors="replace")
+        self.state.check_words(error)
+        if _CALLERS_FAULT.match(error):
+            self.status = str(INVALID.http)
         self._note_error_of_triton(error, self.status)
-        return ext_proc.ProcessingResponse(response_body=ext_proc.BodyResponse())
+        mutation = ext_proc.HeaderMutation(set_headers=header_options({":status": self.status}))
+        return ext_proc.ProcessingResponse(
+            response_body=ext_proc.BodyResponse(response=ext_proc.CommonResponse(header_mutation=mutation))
+        )
 
     def _note_error_of_triton(self, error: str, status: str) -> None:
         """Record what Triton itself has refused. Its words aren't: they may have some of the request in them."""
         if FROM_A_STAGE not in error and self.model in self.state.access.models:
-            is_unreadable = _UNREADABLE in error  # which /generate answers with 500
-            outcome, reason = _TRITONS_REFUSALS.get("400" if is_unreadable else status, ("failed", "INTERNAL"))
+            outcome, reason = _TRITONS_REFUSALS.get(status, ("failed", "INTERNAL"))
             self.state.record(self, outcome, reason)
 
-    def _note_refusal_of_envoy(self, message: Any) -> None:
-        """Record what Envoy has refused while it read the request: it was too large."""
-        if self.target is not None and self.target.kind.has_body and _code_details(message) == _TOO_LARGE:
-            self.request_id = self.request_id or self._choose_id("", "")
-            self.state.record(self, "refused", "INVALID_ARG", "the request is too large.")
-
     def _refusal(self, error: RefusedError) -> Any:
-        headers = [(REQUEST_ID, self.request_id)] if self.request_id else []
+        headers = {REQUEST_ID: self.request_id} if _fits_a_header(self.request_id) else {}
         if error.code is UNAVAILABLE:
-            headers.append(("retry-after", str(RETRY_AFTER_S)))
+            headers["retry-after"] = str(RETRY_AFTER_S)
         return ext_proc.ProcessingResponse(
             immediate_response=ext_proc.ImmediateResponse(
                 status=http_status_pb2.HttpStatus(code=error.code.http),
-                headers=ext_proc.HeaderMutation(set_headers=_header_options(headers)),
+                headers=ext_proc.HeaderMutation(set_headers=header_options(headers)),
                 body=error.sentence.encode(),
                 grpc_status=ext_proc.GrpcStatus(status=error.code.grpc.value[0]) if self.is_grpc else None,
             )
@@ -268,24 +288,17 @@ class Exchange:
 
 
 def _id_header(inference: Inference) -> dict[str, str]:
-    """Return the header with the id; none where a header can't hold it."""
-    request_id = inference.request_id
-    return {REQUEST_ID: request_id} if request_id.isascii() and request_id.isprintable() and request_id else {}
+    """Return the header with the request's id; none for an id that no header can carry."""
+    return {REQUEST_ID: inference.request_id} if _fits_a_header(inference.request_id) else {}
 
 
-def _code_details(message: Any) -> str:
-    """Return Envoy's word for where an answer comes from: `via_upstream`, or why it is Envoy's own."""
-    for attributes in message.attributes.values():
-        if "response.code_details" in attributes.fields:
-            return str(attributes.fields["response.code_details"].string_value)
-    return ""
+def _fits_a_header(request_id: str) -> bool:
+    return 0 < len(request_id) <= MAX_ID_CHARACTERS and request_id.isascii() and request_id.isprintable()
 
 
-def _header_options(headers: Iterable[tuple[str, str]]) -> list[Any]:
-    return [
-        base_pb2.HeaderValueOption(
-            header=base_pb2.HeaderValue(key=key, raw_value=value.encode()),
-            append_action=base_pb2.HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD,
-        )
-        for key, value in headers
-    ]
+def _shorter_message(headers: dict[str, str]) -> dict[str, str]:
+    """Return the header with the beginning of a gRPC error that is too long; none where it isn't."""
+    message = headers.get("grpc-message", "")
+    if len(message) <= _LONGEST_MESSAGE:
+        return {}
+    return {"grpc-message": re.sub("%.?$", "", message[:_LONGEST_MESSAGE]) + "..."}

@@ -3,7 +3,16 @@
 import json
 from typing import Any
 
-from server.front.inference import IdChoice, Inference, check_parameters, check_shape, seconds
+from server.front.inference import (
+    IdChoice,
+    Inference,
+    check_id,
+    check_number,
+    check_parameters,
+    check_shapes,
+    check_timeout,
+    seconds,
+)
 from server.front.refusals import INVALID, RefusedError
 
 MAX_DEPTH = 16
@@ -30,12 +39,12 @@ def read_inference(body: bytes, model: str, header_length: str | None, choose_id
             if not isinstance(parameters, dict):
                 raise RefusedError(INVALID, f"{key}: the parameters of a tensor must be an object.")
             check_parameters(str(tensor.get("name")), parameters)
-            if key == "inputs":
-                shape = tensor.get("shape")
-                if not isinstance(shape, list):
-                    raise RefusedError(INVALID, "inputs: each must have a shape, a list of sizes.")
-                check_shape(str(tensor.get("name")), shape, len(body))
+            if key == "inputs" and not isinstance(tensor.get("shape"), list):
+                raise RefusedError(INVALID, "inputs: each must have a shape, a list of sizes.")
+    check_shapes(((str(tensor.get("name")), tensor["shape"]) for tensor in _objects(request, "inputs")), len(body))
     parameters = request.get("parameters")
+    if isinstance(parameters, dict):
+        check_number("parameters", len(parameters))
     timeout = parameters.get("timeout") if isinstance(parameters, dict) else None
     return _inference(request, model, choose_id, timeout, tensors, header_length is not None)
 
@@ -47,6 +56,7 @@ def read_generate(body: bytes, model: str, choose_id: IdChoice) -> Inference:
         RefusedError: It isn't JSON that Triton could bear.
     """
     request = read_json(body)
+    check_number("fields", len(request))
     return _inference(request, model, choose_id, request.get("timeout"), b"", has_tensors=False)
 
 
@@ -66,7 +76,7 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise RefusedError(INVALID, f"the body isn't JSON: {str(error)[:100]}.") from None
     if not isinstance(request, dict):
         raise RefusedError(INVALID, "the body must be a JSON object.")
-    _check_depth(request)
+    _check_form(request)
     return request
 
 
@@ -84,7 +94,9 @@ def _inference(
     if not isinstance(given := request.get("id", ""), str):
         raise RefusedError(INVALID, "id must be a text.")
     if request_id := choose_id(model, given):
+        check_id(request_id)
         request["id"] = request_id
+    check_timeout(timeout)
     text = write_json(request)
     return Inference(model, request_id, seconds(timeout), text + tensors, len(text) if has_tensors else None)
 
@@ -117,9 +129,12 @@ def _objects(request: dict[str, Any], key: str) -> list[dict[str, Any]]:
     return tensors
 
 
-def _check_depth(value: object) -> None:
+def _check_form(value: object) -> None:
+    """Refuse depth, and names that Triton would read otherwise: its texts end with the first NUL."""
     level = [value]
     for _ in range(MAX_DEPTH):
+        if any(not name or "\0" in name for item in level if isinstance(item, dict) for name in item):
+            raise RefusedError(INVALID, "the name of a field must not be empty, nor contain NUL.")
         level = [
             child
             for item in level

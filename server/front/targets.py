@@ -106,7 +106,7 @@ class Access:
             return Target(Kind.SERVER)
         if path in _MODEL_METHODS:
             return Target(Kind.GRPC_MODEL)
-        if self.exposes_internals:
+        if self.exposes_internals and path.startswith(_SERVICE):  # any other path is HTTP's, whatever its content type
             return Target(Kind.INTERNAL)
         raise RefusedError(UNIMPLEMENTED, f"{_shown(path)} can't be reached here; ModelInfer and health can.")
 

@@ -153,3 +153,18 @@ def processes_of(directory: Path) -> dict[int, str]:
 def shared_memory_of(runner_pid: int) -> list[str]:
     """Names of the shared memory regions that belong to a runner."""
     return [entry.name for entry in SHARED_MEMORY.glob(f"triton_python_backend_shm_region_*_{runner_pid}_*")]
+
+
+def children_of(pid: int, word: str) -> list[int]:
+    """Process ids of a process's children whose command line has a word."""
+    children = Path(f"/proc/{pid}/task").glob("*/children")
+    pids = [int(child) for file in children for child in file.read_text().split()]
+    return [pid for pid in pids if word in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+def unix_sockets_of(pid: int) -> list[str]:
+    """Paths of the Unix sockets that a process listens on."""
+    links = [entry.readlink().name for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    inodes = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
+    lines = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    return [fields[7] for fields in lines if len(fields) > 7 and fields[6] in inodes and fields[7].startswith("/")]

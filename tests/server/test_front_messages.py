@@ -267,6 +267,80 @@ def test_the_id_of_a_caller_is_kept_and_a_missing_one_drawn():
     assert len({new_id() for _ in range(100)}) == 100
 
 
-@pytest.mark.parametrize(("timeout", "seconds"), [(1_500_000, 1.5), (0, None), (-1, None), ("1", None), (1.5, None)])
+@pytest.mark.parametrize(("timeout", "seconds"), [(1_500_000, 1.5), (0, None), (None, None), (2**63 - 1, None)])
 def test_the_timeout_is_read(timeout, seconds):
     assert infer(json.dumps({"inputs": [], "parameters": {"timeout": timeout}}).encode()).timeout_s == seconds
+
+
+@pytest.mark.parametrize("timeout", [-1, "1", 1.5, True, 2**63, 10**400, [], {}])
+def test_a_timeout_that_is_none_is_refused(timeout):
+    with pytest.raises(RefusedError, match="timeout must be a whole number of microseconds"):
+        infer(json.dumps({"inputs": [], "parameters": {"timeout": timeout}}).encode())
+    with pytest.raises(RefusedError, match="timeout must be a whole number of microseconds"):
+        http_inference.read_generate(json.dumps({"timeout": timeout}).encode(), "audioldm2", drawn)
+
+
+def test_a_negative_timeout_is_refused_in_a_message_too():
+    message = service_pb2.ModelInferRequest(model_name="audioldm2")
+    message.parameters["timeout"].int64_param = -1
+    with pytest.raises(RefusedError, match="got -1"):
+        grpc_inference.read_inference(grpc_body(message), drawn)
+
+
+@pytest.mark.parametrize(
+    ("request_id", "problem"),
+    [("\ud800", "surrogate"), ("a" * 1025, "at most 1024 bytes, got 1025"), ("é" * 513, "1026")],
+)
+def test_an_id_that_cannot_be_sent_back_is_refused(request_id, problem):
+    with pytest.raises(RefusedError, match=problem):
+        infer(json.dumps({"id": request_id, "inputs": []}).encode())
+
+
+def test_a_size_beyond_all_floats_is_refused_in_a_sentence():
+    with pytest.raises(RefusedError, match=r"more than 1e\+300 elements"):
+        infer(tensor(shape=[10**400]))
+
+
+def test_tensors_that_are_too_large_together_are_refused():
+    inputs = [{"name": f"x{number}", "datatype": "INT64", "shape": [100], "data": [1]} for number in range(100)]
+    with pytest.raises(RefusedError, match="the shapes up to 'x"):
+        infer(json.dumps({"inputs": inputs}).encode())
+    message = service_pb2.ModelInferRequest(model_name="audioldm2")
+    for tensor_ in inputs:
+        message.inputs.add(name=tensor_["name"], datatype="INT64", shape=tensor_["shape"])
+    with pytest.raises(RefusedError, match="the shapes up to 'x"):
+        grpc_inference.read_inference(grpc_body(message), drawn)
+
+
+def test_more_parameters_than_are_of_use_are_refused():
+    many = {f"p{number}": 1 for number in range(65)}
+    message = service_pb2.ModelInferRequest(model_name="audioldm2")
+    for name in many:
+        message.parameters[name].int64_param = 1
+    for read in (
+        lambda: infer(json.dumps({"inputs": [], "parameters": many}).encode()),
+        lambda: infer(tensor(shape=[1], parameters=many)),
+        lambda: http_inference.read_generate(json.dumps(many).encode(), "audioldm2", drawn),
+        lambda: grpc_inference.read_inference(grpc_body(message), drawn),
+    ):
+        with pytest.raises(RefusedError, match=r"at most 64 .* got 65"):
+            read()
+
+
+@pytest.mark.parametrize("name", ["", "\0", "timeout\0x"])
+def test_names_that_triton_reads_otherwise_are_refused(name):
+    for body in ({name: 1}, {"parameters": {name: 1}}):
+        with pytest.raises(RefusedError, match="name of a field"):
+            http_inference.read_generate(json.dumps(body).encode(), "audioldm2", drawn)
+
+
+def test_a_path_of_http_is_none_of_grpc_whatever_is_exposed():
+    with pytest.raises(RefusedError, match="can't be reached"):
+        OPEN.grpc_target("/v2/models/vae/infer")
+
+
+@pytest.mark.parametrize("body", [b"", b"\0\0\0\0", b"\0\0\0\0\5", b"\1\0\0\0\0", b"\0\0\0\0\0\0"])
+def test_a_call_that_says_nothing_must_be_one_message(body):
+    with pytest.raises(RefusedError):
+        grpc_inference.check_message(body)
+    grpc_inference.check_message(b"\0\0\0\0\0")

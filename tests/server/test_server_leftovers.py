@@ -296,6 +296,56 @@ def test_another_user_reads_and_writes_nothing(runner):
     assert {path.stat().st_mode & 0o077 for path in places} == {0}, "a folder above them may be all that protects them"
 
 
+@pytest.mark.server
+@needs_root
+def test_another_user_reaches_no_socket_and_sees_nothing_on_command_lines(runner):
+    marker = "what-nobody-else-sees"
+    connection = http.client.HTTPConnection(runner.address, timeout=20)
+    body = {"id": marker, "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}]}
+    connection.request("POST", "/v2/models/sleeping/infer", json.dumps(body), {"X-Request-Id": marker})
+    waiting.wait_until((runner.repository / "sleeping/1/running").exists, 10, "the request has come to the model")
+    [door] = tiny.children_of(runner.process.pid, "server.front")
+    [envoy] = tiny.children_of(door, "envoy")
+    folders = {Path(p).parent for p in tiny.unix_sockets_of(envoy)}
+    sockets = [path for folder in folders for path in folder.iterdir()]
+    assert {path.name for path in sockets} >= {"door", "admin", "triton_http", "envoy.yaml", "envoy.log"}
+    script = """
+import os, socket, sys
+for path in sys.argv[2:]:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(path)
+    except OSError:
+        pass
+    else:
+        print("reached", path)
+    if os.access(path, os.R_OK) or os.access(path, os.W_OK):
+        print("open to all", path)
+for pid in filter(str.isdecimal, os.listdir("/proc")):
+    for name in ("cmdline", "environ"):
+        try:
+            content = open(f"/proc/{pid}/{name}", "rb").read()
+        except OSError:
+            continue
+        if sys.argv[1].encode() in content and pid != str(os.getpid()):
+            print(name, "of", pid)
+        if name == "environ" and pid in os.environ["SERVER_PIDS"].split():
+            print("environment of", pid)
+"""
+    pids = " ".join(map(str, [door, envoy, runner.process.pid, runner.pid_of("tritonserver")]))
+    found = subprocess.run(
+        [*OTHER_USER, "/usr/bin/python3", "-c", script, marker, *map(str, sockets)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"SERVER_PIDS": pids},
+    )
+    assert found.stdout == ""
+    assert {path.stat().st_mode & 0o077 for path in folders} == {0}
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
 def test_a_system_without_seccomp_is_told_of(tmp_path):
     script = """
 import ctypes, subprocess, sys

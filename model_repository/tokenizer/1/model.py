@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from job_entry import JobEntry
     from stage_setup import StageSetup
 
+LAST_UNIX_US = 2**63 - 1
+"""The latest deadline: job boards and the tensor have 63 bits for it."""
+
 
 class TritonPythonModel:
     """Checks a public request, lets it in or refuses it, and tokenizes its prompts; one response for each request.
@@ -143,7 +146,7 @@ def _set_up(args: dict[str, str]) -> StageSetup:
 
 def _deadline_unix_us(timeout_us: int) -> int:
     """Return when `timeout_us` from now is; the clock is the one that all models of a server share."""
-    return _unix_us() + timeout_us if timeout_us else 0
+    return min(_unix_us() + timeout_us, LAST_UNIX_US) if timeout_us else 0
 
 
 def _unix_us() -> int:

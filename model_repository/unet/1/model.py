@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import triton_python_backend_utils as pb_utils
+from answer_sender import AnswerSender
 from denoising_engine import DenoisingEngine
 from denoising_errors import DenoisingError, RequestCancelledError, StageError
 from denoising_job import Progress
@@ -92,7 +93,7 @@ class TritonPythonModel:
         except DenoisingError as error:
             _end(entry, error)
             return _error_response(error)  # the quickest way, for there may be many of these
-        sender = request.get_response_sender()
+        sender = _Sender(request)
         try:
             future = self._start(request, entry, sender)
         except Exception as fault:
@@ -112,9 +113,7 @@ class TritonPythonModel:
         entry.enter_queue()
         return entry, state_after
 
-    def _start(
-        self, request: pb_utils.InferenceRequest, entry: JobEntry, sender: pb_utils.InferenceResponseSender
-    ) -> Future[torch.Tensor]:
+    def _start(self, request: pb_utils.InferenceRequest, entry: JobEntry, sender: _Sender) -> Future[torch.Tensor]:
         inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         return self._engine.submit(
             _denoising_request(inputs),
@@ -125,10 +124,24 @@ class TritonPythonModel:
         )
 
     def _answer_later(
-        self, sender: pb_utils.InferenceResponseSender, entry: JobEntry, state_after: str
+        self, sender: _Sender, entry: JobEntry, state_after: str
     ) -> Callable[[Future[torch.Tensor]], object]:
         """Return a callback that answers in a thread of its own: sending takes a while, and the loop must not wait."""
         return lambda future: self._responder.submit(_answer, sender, future, entry, state_after)
+
+
+class _Sender:
+    """Answers one request, and asks Triton whether its client still waits."""
+
+    def __init__(self, request: pb_utils.InferenceRequest) -> None:
+        self._sender = request.get_response_sender()
+        self._order = AnswerSender(self._sender.is_cancelled)
+        self.is_cancelled = self._order.is_cancelled
+
+    def send(self, response: pb_utils.InferenceResponse) -> None:
+        """Send the one answer."""
+        flags = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self._order.send(lambda: self._sender.send(response, flags=flags))
 
 
 def _set_up(args: dict[str, str]) -> StageSetup:
@@ -175,10 +188,10 @@ def _report_to(entry: JobEntry) -> Callable[[Progress], None]:
     )
 
 
-def _fail(sender: pb_utils.InferenceResponseSender, entry: JobEntry, fault: BaseException) -> None:
+def _fail(sender: _Sender, entry: JobEntry, fault: BaseException) -> None:
     error = _error_of(fault)
     _end(entry, error)
-    _send(sender, _error_response(error))
+    sender.send(_error_response(error))
 
 
 def _error_of(fault: BaseException) -> DenoisingError:
@@ -193,21 +206,15 @@ def _end(entry: JobEntry, error: DenoisingError) -> None:
     entry.end("cancelled" if isinstance(error, RequestCancelledError) else "failed", error.tag)
 
 
-def _answer(
-    sender: pb_utils.InferenceResponseSender, future: Future[torch.Tensor], entry: JobEntry, state_after: str
-) -> None:
+def _answer(sender: _Sender, future: Future[torch.Tensor], entry: JobEntry, state_after: str) -> None:
     if fault := future.exception():
         _fail(sender, entry, fault)
     else:
         entry.end(state_after)
-        _send(sender, pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))
+        sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("latents", future.result().numpy())]))
 
 
 def _error_response(error: DenoisingError) -> pb_utils.InferenceResponse:
     return pb_utils.InferenceResponse(
         error=pb_utils.TritonError(error.message, getattr(pb_utils.TritonError, error.code))
     )
-
-
-def _send(sender: pb_utils.InferenceResponseSender, response: pb_utils.InferenceResponse) -> None:
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
