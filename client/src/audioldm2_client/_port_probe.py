@@ -8,25 +8,36 @@ from audioldm2_client._url import Scheme, ServerAddress
 PROBE_TIMEOUT_S = 1.0
 
 _HTTP2_SETTINGS = 4
+_HTTP2_START = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, _HTTP2_SETTINGS, 0, 0, 0, 0, 0))
+_HTTP1_REQUEST = b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 
 
 def probe_port(address: ServerAddress) -> Scheme | None:
     """Return the scheme of what is spoken at an address; None where that can't be told.
 
-    This takes some milliseconds; up to 2 s at a port that accepts connections and says nothing.
+    This takes some milliseconds; up to 3 s at a port that accepts connections and says nothing.
     """
     if address.proxy is not None:
         return None
-    asking = (_answer_to_tls, _answer_to_http) if address.secure else (_answer_to_http, _answer_to_tls)
+    plain = (_answer_to_http2, _answer_to_http)  # most servers of HTTP/1 answer HTTP/2, too
+    asking = (_answer_to_tls, *plain) if address.secure else (*plain, _answer_to_tls)
     try:
-        return asking[0](address) or asking[1](address)
+        return next(filter(None, (ask(address) for ask in asking)), None)
     except OSError:
         return None
 
 
 def _answer_to_http(address: ServerAddress) -> Scheme | None:
+    return _answer(address, _HTTP1_REQUEST)
+
+
+def _answer_to_http2(address: ServerAddress) -> Scheme | None:
+    return _answer(address, _HTTP2_START)
+
+
+def _answer(address: ServerAddress, words: bytes) -> Scheme | None:
     with _connected(address) as connection:
-        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        connection.sendall(words)
         start = b""
         with contextlib.suppress(OSError):
             start = connection.recv(64)
@@ -47,7 +58,7 @@ def _answer_to_tls(address: ServerAddress) -> Scheme | None:
         try:
             with context.wrap_socket(connection, server_hostname=address.host) as wrapped:
                 speaks_http2 = wrapped.selected_alpn_protocol() == "h2"
-        except (ssl.SSLError, ConnectionError):
+        except (ssl.SSLError, ConnectionError, TimeoutError):
             return None
     # Many servers have HTTP/1.1 beside HTTP/2.
     return "grpcs" if speaks_http2 and address.protocol == "grpc" else "https"
