@@ -25,7 +25,7 @@ def toy_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_server(toy_repository: Path) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(toy_repository) as server:
+    with EmbeddedServer(toy_repository, expose_internals=True) as server:
         yield server
 
 
