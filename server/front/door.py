@@ -164,9 +164,8 @@ class Door:
                 yield response
         finally:
             self._exchanges.discard(exchange)
-            if exchange.inference is not None:
-                if exchange.inference.model not in self.jobs_models:
-                    self.record(exchange, "left", "CANCELLED")
+            if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
+                self.record(exchange, "left", "CANCELLED")
                 self._cancel_soon(exchange.inference.request_id)
 
     async def watch_for_pauses(self) -> None:
