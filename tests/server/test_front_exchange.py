@@ -1,0 +1,241 @@
+"""What the door says to each part of a request and of its answer, by the messages that Envoy sends."""
+
+import asyncio
+import json
+import struct
+import time
+
+import pytest
+from envoy.config.core.v3 import base_pb2
+from envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
+from google.protobuf import struct_pb2
+from tritonclient.grpc import service_pb2
+
+from server.front.door import Door
+from server.front.exchange import Exchange
+from server.front.targets import Access
+from server.request_log import RequestLog
+
+UNHEALTHY = "in ensemble 'audioldm2', Stub process 'unet_0_0' is not healthy."
+GENERATE = {":method": "POST", ":path": "/v2/models/audioldm2/generate"}
+CALL = {
+    ":method": "POST",
+    ":path": "/inference.GRPCInferenceService/ModelInfer",
+    "content-type": "application/grpc",
+}
+
+
+class Triton:
+    """A channel whose calls are kept, and never answered."""
+
+    def __init__(self) -> None:
+        self.requests: list[service_pb2.ModelInferRequest] = []
+
+    def unary_unary(self, method, **_):
+        async def call(request, **_):
+            if method.endswith("ModelInfer"):
+                self.requests.append(request)
+
+        return call
+
+    def stream_stream(self, *_, **__):
+        return None
+
+
+@pytest.fixture
+def lines():
+    return []
+
+
+@pytest.fixture
+def faults():
+    return []
+
+
+@pytest.fixture
+def triton():
+    return Triton()
+
+
+@pytest.fixture
+def door(lines, faults, triton):
+    access = Access(frozenset({"audioldm2", "jobs"}))
+    return Door(access, ["jobs"], triton, RequestLog(lines.append, "logfmt"), faults.append)
+
+
+def headers(values, *, end_of_stream=False):
+    encoded = [base_pb2.HeaderValue(key=key, raw_value=value.encode()) for key, value in values.items()]
+    return ext_proc.HttpHeaders(headers=base_pb2.HeaderMap(headers=encoded), end_of_stream=end_of_stream)
+
+
+def request_headers(values, **options):
+    return ext_proc.ProcessingRequest(request_headers=headers(values, **options))
+
+
+def request_body(body):
+    return ext_proc.ProcessingRequest(request_body=ext_proc.HttpBody(body=body, end_of_stream=True))
+
+
+def response_headers(values, detail="via_upstream", **options):
+    attributes = {"envoy.filters.http.ext_proc": struct_pb2.Struct()}
+    attributes["envoy.filters.http.ext_proc"].update({"response.code_details": detail})
+    return ext_proc.ProcessingRequest(response_headers=headers(values, **options), attributes=attributes)
+
+
+def response_body(text):
+    return ext_proc.ProcessingRequest(response_body=ext_proc.HttpBody(body=text.encode(), end_of_stream=True))
+
+
+def grpc_body(**fields):
+    message = service_pb2.ModelInferRequest(model_name="audioldm2", **fields).SerializeToString()
+    return struct.pack(">?I", False, len(message)) + message
+
+
+def begin(door, *, grpc=False, **fields):
+    """An exchange whose request is with Triton."""
+    exchange = Exchange(door)
+    exchange.respond(request_headers(CALL if grpc else GENERATE))
+    body = grpc_body(**fields) if grpc else json.dumps({"prompt": "a dog", **fields}).encode()
+    assert exchange.respond(request_body(body)).WhichOneof("response") == "request_body"
+    assert exchange.inference is not None
+    return exchange
+
+
+def refusal(response):
+    assert response.WhichOneof("response") == "immediate_response"
+    answer = response.immediate_response
+    return answer.status.code, answer.body.decode()
+
+
+def set_headers(response):
+    mutation = response.response_headers.response.header_mutation
+    return {option.header.key: option.header.raw_value.decode() for option in mutation.set_headers}
+
+
+def test_a_good_answer_passes_with_the_id(door):
+    exchange = begin(door, id="mine")
+    response = exchange.respond(response_headers({":status": "200"}))
+    assert set_headers(response) == {"x-request-id": "mine"}
+    assert exchange.inference is None
+
+
+@pytest.mark.parametrize(
+    "detail", ["upstream_reset_before_response_started{connection_termination}", "no_healthy_upstream"]
+)
+def test_a_lost_server_is_told_in_the_contracts_words(door, lines, detail):
+    exchange = begin(door, id="mine")
+    door.set_unavailable("stage unet died (signal 9); the server is started again: try again in some seconds.")
+    status, words = refusal(exchange.respond(response_headers({":status": "503"}, detail)))
+    assert status == 503
+    assert words.startswith("[UNAVAILABLE] stage unet died (signal 9); ")
+    assert "outcome=lost reason=UNAVAILABLE" in lines[-1]
+
+
+def test_an_answer_of_a_server_that_is_about_to_be_ended_is_withheld(door):
+    exchange = begin(door)
+    door.set_unavailable("stage vae has not run for 0.8 s (stopped); ...")
+    assert refusal(exchange.respond(response_headers({":status": "200"})))[0] == 503
+
+
+def test_the_words_for_a_stage_that_triton_has_given_up_end_the_server_over_http(door, faults):
+    exchange, other = begin(door), begin(door)
+    response = exchange.respond(response_headers({":status": "500"}))
+    assert response.mode_override.response_body_mode, "an error is read"
+    status, words = refusal(exchange.respond(response_body(json.dumps({"error": UNHEALTHY}))))
+    assert (status, words.startswith("[UNAVAILABLE] stage unet")) == (503, True)
+    assert len(faults) == 1
+    assert refusal(other.respond(response_headers({":status": "200"})))[0] == 503, "the next answers are wrong"
+    assert refusal(Exchange(door).respond(request_headers({":method": "GET", ":path": "/v2/health/ready"})))[0] == 503
+
+
+def test_the_words_for_a_stage_that_triton_has_given_up_end_the_server_over_grpc(door, faults):
+    exchange = begin(door, grpc=True)
+    message = {":status": "200", "grpc-status": "13", "grpc-message": UNHEALTHY.replace(" ", "%20")}
+    response = exchange.respond(response_headers(message, end_of_stream=True))
+    assert refusal(response)[1].startswith("[UNAVAILABLE] stage unet")
+    assert response.immediate_response.grpc_status.status == 14
+    assert len(faults) == 1
+
+
+def test_an_error_of_a_stage_passes_as_it_is(door, faults, lines):
+    exchange = begin(door)
+    exchange.respond(response_headers({":status": "400"}))
+    words = json.dumps({"error": "in ensemble 'audioldm2', [INVALID_ARG] prompt 0 of 1 is blank."})
+    assert exchange.respond(response_body(words)).WhichOneof("response") == "response_body"
+    assert (faults, lines, exchange.inference) == ([], [], None)
+
+
+def test_a_timeout_that_no_stage_has_seen_is_told_as_theirs(door):
+    exchange = begin(door, timeout=500_000)
+    status, words = refusal(exchange.respond(response_headers({":status": "504"}, "response_timeout")))
+    assert (status, words) == (400, "[DEADLINE] the request's timeout of 0.5 s is over.")
+
+
+def test_a_request_that_is_cut_is_told_that_the_server_stops(door):
+    async def stop():
+        exchange = begin(door)
+        door._note(exchange)
+        door.stop()
+        assert door.cancel_all() == 1
+        await asyncio.sleep(0)
+        return exchange
+
+    exchange = asyncio.run(stop())
+    assert refusal(exchange.respond(response_headers({":status": "400"}))) == (503, "[UNAVAILABLE] the server stops.")
+
+
+def test_a_finished_answer_passes_also_where_the_server_stops(door):
+    exchange = begin(door)
+    door.stop()
+    assert exchange.respond(response_headers({":status": "200"})).WhichOneof("response") == "response_headers"
+
+
+def leave(door, *messages):
+    """Envoy's stream ends after these messages; returns when the door has said what it has to say."""
+
+    async def stream():
+        for message in messages:
+            yield message
+
+    async def run():
+        async for _ in door._process(stream(), None):
+            pass
+        await asyncio.gather(*door._cancellations)
+
+    asyncio.run(run())
+
+
+def test_a_caller_who_leaves_is_cancelled_by_its_id(door, triton, lines):
+    leave(door, request_headers(GENERATE), request_body(b'{"prompt": "a dog", "id": "mine"}'))
+    [request] = triton.requests
+    assert request.model_name == "jobs"
+    assert [content[4:] for content in request.raw_input_contents] == [b"mine", b"cancel"]
+    assert door.num_live == 0
+    assert "id=mine" in lines[-1]
+    assert "outcome=left" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [request_headers(GENERATE)],
+        [request_headers(GENERATE), request_body(b"{")],
+        [request_headers(GENERATE), request_body(b'{"prompt": "a"}'), response_headers({":status": "200"})],
+        [request_headers(GENERATE | {":path": "/v2/models/jobs/generate"}), request_body(b'{"request_id": "a"}')],
+    ],
+)
+def test_nobody_else_is(door, triton, messages):
+    leave(door, *messages)
+    assert triton.requests == []
+
+
+def test_a_pause_of_the_machine_holds_answers_back(door):
+    async def run():
+        door._paused_at = time.monotonic()
+        started = time.monotonic()
+        await door._wait_after_a_pause()
+        return time.monotonic() - started
+
+    assert asyncio.run(run()) > 0.4
+    door._paused_at -= 10
+    assert asyncio.run(door._wait_after_a_pause()) is None
