@@ -186,6 +186,7 @@ def test_a_request_that_is_cut_is_told_that_the_server_stops(door):
 
 def test_a_finished_answer_passes_also_where_the_server_stops(door):
     exchange = begin(door)
+    exchange.is_cut = True
     door.stop()
     assert exchange.respond(response_headers({":status": "200"})).WhichOneof("response") == "response_headers"
 
