@@ -23,6 +23,8 @@ from server import EmbeddedServer, ServerError
 from tests.helpers import tiny_repository as tiny
 from tests.helpers.waiting import wait_until
 
+pytestmark = pytest.mark.server
+
 SLOW = """
 import time
 
