@@ -205,7 +205,7 @@ def test_a_start_sweeps_the_places_where_workspaces_may_be(tmp_path, monkeypatch
     stale = make_workspace(tmp_path, dead_tag())
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(workspace.tempfile, "tempdir", None)
-    root = workspace._make_root()
+    root = workspace.make_private_folder()
     assert not stale.exists()
     assert root.parent == tmp_path
 

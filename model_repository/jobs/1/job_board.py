@@ -42,7 +42,7 @@ MAX_TOMBSTONES = 256
 """Of too many, the oldest go."""
 _TOMBSTONE = ".cancelled"
 STOP_FILE = "stop"
-"""The embedded server's supervisor makes it (server/supervisor.py)."""
+"""Whoever runs the server makes it."""
 _LEFT_AT = struct.Struct("<d")
 
 
