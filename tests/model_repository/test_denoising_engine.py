@@ -213,6 +213,7 @@ def test_a_watcher_that_fails_neither_ends_the_polling_nor_the_request(unet, mak
     with pytest.raises(RequestCancelledError):
         cancelled.result(TIMEOUT_S)
     failing.result(TIMEOUT_S)
+    engine.close()  # while what it prints has somewhere to go
 
 
 def engine_has_aborted(engine):
