@@ -20,6 +20,7 @@ from server import EmbeddedServer, probe
 from server.stubs import Stub, find_stubs
 from tests.helpers import tiny_repository as tiny
 from tests.helpers import waiting
+from tests.helpers.unkept_server import UnkeptServer
 
 TIMEOUT_S = 5
 
@@ -37,14 +38,14 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(repository) -> EmbeddedServer:
     """One that no test harms, and beside which others run."""
-    with EmbeddedServer(repository, ready_timeout_s=60, stop_timeout_s=5) as server:
+    with UnkeptServer(repository, ready_timeout_s=60, stop_timeout_s=5) as server:
         yield server
 
 
 @pytest.fixture
 def victim(repository) -> EmbeddedServer:
     """One that may be harmed."""
-    with EmbeddedServer(repository, ready_timeout_s=60, stop_timeout_s=5) as server:
+    with UnkeptServer(repository, ready_timeout_s=60, stop_timeout_s=5) as server:
         yield server
         os.kill(server.pid, signal.SIGKILL)
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
-from server import EmbeddedServer, process
+from server import process
 from server.installation import find_installation
 from server.process import SupervisedProcess
 from server.workspace import create_workspace
 from tests.helpers import tiny_repository as tiny
 from tests.helpers import waiting
+from tests.helpers.unkept_server import UnkeptServer
 
 # A model with requests that have no end, which answers them as `unet` does.
 ENDLESS_CODE = """
@@ -58,7 +59,7 @@ LINE = "x" * 97
 def test_requests_without_an_end_are_all_answered_before_the_stop_timeout(tmp_path):
     tiny.add_python_model(tmp_path, "endless", ENDLESS_CODE, CONFIG)
     answers = []
-    with EmbeddedServer(tmp_path, ready_timeout_s=60, stop_timeout_s=STOP_TIMEOUT_S) as server:
+    with UnkeptServer(tmp_path, ready_timeout_s=60, stop_timeout_s=STOP_TIMEOUT_S) as server:
         threads = [threading.Thread(target=lambda: answers.append(ask(server.grpc_url))) for _ in range(NUM_REQUESTS)]
         for thread in threads:
             thread.start()
