@@ -45,8 +45,8 @@ MAX_STEP_S = 0.2
 GAP_S = 1.0
 """After more than this without a check the stages may have stood still as well, with all that it does to Triton."""
 ENOUGH_BEATS = 0.5
-"""Of the beats that were due in that time; being stopped and going on count as one each. A machine that is only busy lets
-more of them through, and the one who asks may be busy itself: a program that holds Python's lock."""
+"""Of the beats that were due in that time; being stopped and going on count as one each. A machine that is only busy
+lets more of them through, and the one who asks may be busy itself: a program that holds Python's lock."""
 
 SERVER = "tritonserver"
 STALLED = "stalled"
