@@ -183,9 +183,9 @@ def test_each_request_is_logged_in_a_line_and_counted(triton, request_id, inputs
     assert "a secret sound" not in triton.log_text()
 
 
-def test_a_request_without_an_id_is_logged_with_its_ticket(triton):
+def test_a_request_without_an_id_is_logged_with_the_one_that_the_front_drew(triton):
     wait_until_rows_are_free(triton)
-    pattern = r'"request ticket=[0-9a-f]{16} model=audioldm2 outcome=finished'
+    pattern = r'"request id=[0-9a-f]{32} ticket=[0-9a-f]{16} model=audioldm2 outcome=finished'
     before = len(re.findall(pattern, triton.log_text()))
     assert generate(triton, "", **SHORT).status == 200
     wait_until(lambda: len(re.findall(pattern, triton.log_text())) == before + 1, TIMEOUT_S, "it is in the log")
