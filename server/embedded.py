@@ -333,26 +333,25 @@ class EmbeddedServer:
 
     def _find_fault_of_triton(self) -> str:
         """Return what is wrong; an empty text if nothing is."""
-        try:
-            if self._triton is not None:
-                self._triton.check()
-        except ServerError as error:
-            return str(error)
+        if end := self._end_of_triton(timeout_s=0.0):
+            return end
         if self._front is not None and (words := self._front.fault()):
             return words
         fault = self._watchdog.check() if self._watchdog is not None else None
-        if fault and not fault.stage:
-            return self._end_of_triton() or str(fault)
+        if fault and not fault.stage:  # its supervisor tells how it ended, a moment later
+            return self._end_of_triton(END_TIMEOUT_S) or str(fault)
         return str(fault) if fault else ""
 
-    def _end_of_triton(self) -> str:
-        """Return how tritonserver has ended, which is known a moment later; empty where it has stalled."""
-        deadline = time.monotonic() + END_TIMEOUT_S
-        while self._triton is not None and time.monotonic() < deadline:
+    def _end_of_triton(self, timeout_s: float) -> str:
+        """Return how tritonserver has ended; empty where it hasn't within `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while self._triton is not None:
             try:
                 self._triton.check()
             except ServerError as error:
                 return str(error)
+            if time.monotonic() >= deadline:
+                break
             time.sleep(CHECK_INTERVAL_S / 10)
         return ""
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from server.errors import ServerError
 from server.leftovers import remove_workspace
-from server.supervisor import KEPT_LOG_BYTES, end_requests, remove_shared_memory
+from server.supervisor import KEPT_LOG_BYTES, remove_shared_memory
 
 SUPERVISOR = Path(__file__).resolve().with_name("supervisor.py")
 START_TIMEOUT_S = 30.0
@@ -78,10 +78,6 @@ class SupervisedProcess:
         if status is not None:
             return int(status)
         return -9 if self._supervisor.poll() is not None else None
-
-    def end_requests(self) -> None:
-        """Tell the models to answer what still runs with UNAVAILABLE, in about a tenth of a second; doesn't wait."""
-        end_requests(self._shared_memory_folders, self.pid)
 
     def stop(self) -> None:
         """Ask tritonserver to finish its requests and end, within the stop timeout; return when it has."""

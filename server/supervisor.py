@@ -254,8 +254,13 @@ def _has_children(pid: int) -> bool:
 
 
 def _prepare_child() -> None:
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     _keep_umask()
+
+
+def die_with_parent() -> None:
+    """Have this process killed when the thread that started it ends; for `preexec_fn`."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class _FilterInstruction(ctypes.Structure):

