@@ -27,7 +27,7 @@ from benchmarks.prometheus import Metrics, read_metrics, until_zero
 from benchmarks.report import Report, Samples, Table
 from benchmarks.repositories import export_new_checkpoint
 from benchmarks.server_process import Address, ServerProcess
-from benchmarks.wire import OK, Caller, GrpcCaller, HttpCaller, RawHttpCaller, Value, WireRequest
+from benchmarks.wire import OK, PROTOCOLS, Caller, GrpcCaller, HttpCaller, RawHttpCaller, Value, WireRequest
 
 CONCURRENCIES = (4, 8, 16, 32, 48)
 OVERLOAD = 10
@@ -143,7 +143,7 @@ class Load:
 
     async def send(self, call: Call, planned_s: float) -> None:
         """Send one request; every second one over gRPC."""
-        protocol = ("HTTP", "gRPC")[call.seed % 2]
+        protocol = PROTOCOLS[call.seed % 2]
         lag_s = self.now() - planned_s
         answer = await self.callers[protocol].send(wire_request(call))
         now = self.now()
@@ -296,7 +296,7 @@ def tabulate_throughputs(report: Report, phases: dict[int, Phase], overload: Pha
 def tabulate_refusals(report: Report, overload: Phase) -> None:
     """Add what refusals take, and what they cost."""
     rows, lags = [], percentiles([sent.lag_s for sent in overload.sent])
-    for protocol in ("HTTP", "gRPC"):
+    for protocol in PROTOCOLS:
         if latencies := percentiles([sent.seconds for sent in overload.refusals(protocol)]):
             rows.append(
                 (

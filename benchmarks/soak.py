@@ -21,7 +21,7 @@ from benchmarks.repositories import export_new_checkpoint
 from benchmarks.server_process import Address, ServerProcess
 from benchmarks.soak_callers import SoakCallers
 from benchmarks.soak_plan import Seen, draw_actions
-from benchmarks.wire import LEFT, TIMED_OUT
+from benchmarks.wire import LEFT, PROTOCOLS, TIMED_OUT
 
 REQUESTS = 2000
 PER_ROUND = 100
@@ -119,16 +119,15 @@ class Soaker:
     async def run(self, num_rounds: int, per_round: int, seconds: float, *, wait_for_board: bool = False) -> Soak:
         """Do rounds until they are done or the time is up."""
         soak, end = self.soak, time.monotonic() + seconds
-        before = read_metrics(self._address.metrics).by(REQUESTS_TOTAL, "reason")
         async with SoakCallers(self._address) as callers:
-            soak.audio |= await callers.reference(f"{soak.prefix}-first")
+            soak.audio |= await callers.reference(f"before-{soak.prefix}")
+            await self._until_counted()
+            before = self._count()
             for number in range(num_rounds):
                 await self._run_round(callers, number, per_round)
                 if time.monotonic() >= end:
                     break
-        await self._read_logged()
-        soak.counted = read_metrics(self._address.metrics).by(REQUESTS_TOTAL, "reason")
-        soak.counted.subtract(before)
+        await self._read_accounts(before)
         if wait_for_board:
             soak.board_entries = await self._until_board_is_empty()
         return soak
@@ -146,17 +145,30 @@ class Soaker:
         pid = self._address.pid
         soak.rounds.append(Round(len(soak.seen), rows_free_s, idle_s, live, look_at(pid), set(files_of(pid))))
 
-    async def _read_logged(self) -> None:
-        """Read the log, which is written within half a second, until it has a line for each that was answered."""
-        pattern = re.compile(rf"\brequest id=({self.soak.prefix}-\S+) .*\breason=(\w+)")
-        end = time.monotonic() + LOG_TIMEOUT_S
+    async def _until_counted(self) -> None:
+        """Wait until the references are logged: what ended earlier is logged, and the metrics follow at once."""
+        lines = re.compile(rf"\brequest id=before-{self.soak.prefix}-")
+        async with asyncio.timeout(LOG_TIMEOUT_S):
+            while len(lines.findall(self._read_log())) < len(PROTOCOLS):
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(SETTLE_S)
+
+    async def _read_accounts(self, before: Counter[str]) -> None:
+        """Read log and metrics, which come within half a second of one another, until they account for all."""
+        soak, end = self.soak, time.monotonic() + LOG_TIMEOUT_S
+        pattern = re.compile(rf"\brequest id=({soak.prefix}-\S+) .*\breason=(\w+)")
         while True:
-            self.soak.logged = {}
+            soak.logged = {}
             for request_id, reason in pattern.findall(self._read_log()):
-                self.soak.logged.setdefault(request_id, []).append(reason)
-            if not self.soak.problems or time.monotonic() >= end:
+                soak.logged.setdefault(request_id, []).append(reason)
+            soak.counted = self._count()
+            soak.counted.subtract(before)
+            if not (soak.problems or soak.miscounted) or time.monotonic() >= end:
                 return
             await asyncio.sleep(0.1)
+
+    def _count(self) -> Counter[str]:
+        return read_metrics(self._address.metrics).by(REQUESTS_TOTAL, "reason")
 
     async def _until_board_is_empty(self) -> int:
         end = time.monotonic() + BOARD_TIMEOUT_S

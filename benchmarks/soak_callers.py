@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from benchmarks.server_process import Address
 from benchmarks.soak_plan import Action, Deed, Seen
-from benchmarks.wire import LEFT, OK, Answer, Caller, GrpcCaller, HttpCaller, Value, WireRequest
+from benchmarks.wire import LEFT, OK, PROTOCOLS, Answer, Caller, GrpcCaller, HttpCaller, Value, WireRequest
 
 CALLERS = 12
 POLL_S = 0.05
@@ -34,7 +34,7 @@ class SoakCallers:
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> "SoakCallers":
-        for protocol in ("HTTP", "gRPC"):
+        for protocol in PROTOCOLS:
             self._kept[protocol] = await self._stack.enter_async_context(self._caller(protocol))
         return self
 

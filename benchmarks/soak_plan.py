@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from benchmarks.wire import LEFT, OK, TIMED_OUT, Value, WireRequest
+from benchmarks.wire import LEFT, OK, PROTOCOLS, TIMED_OUT, Value, WireRequest
 
 PROMPTS = (
     "a dog barking in the rain",
@@ -134,7 +134,7 @@ def _draw_action(draw: random.Random, request_id: str) -> Action:
     return Action(
         deed=deed,
         request=WireRequest(request_id, inputs, timeout_us),
-        protocol=draw.choice(("HTTP", "gRPC")),
+        protocol=draw.choice(PROTOCOLS),
         keeps_connection=draw.random() < 0.7,
         after_s=after_s,
     )

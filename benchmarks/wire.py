@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2
 from tests.helpers.triton_configs import INPUT_TYPES
 
 OK, LEFT, TIMED_OUT = "ok", "left", "timed out"
+PROTOCOLS = ("HTTP", "gRPC")
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 JSON_LENGTH = "inference-header-content-length"
 MAX_MESSAGE_BYTES = 1 << 28

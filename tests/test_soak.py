@@ -8,7 +8,7 @@ import pytest
 from benchmarks.server_process import Address
 from benchmarks.soak import Soak, Soaker
 from benchmarks.soak_plan import Deed, Seen, draw_actions
-from benchmarks.wire import LEFT, OK
+from benchmarks.wire import LEFT, OK, PROTOCOLS
 from server import EmbeddedServer
 
 ROUNDS, PER_ROUND = 3, 50
@@ -59,7 +59,7 @@ def test_no_process_grows_without_end(soak):
 
 def test_each_deed_was_done_over_both_protocols(soak):
     assert {(one.action.deed, one.action.protocol) for one in soak.seen} == {
-        (deed, protocol) for deed in Deed for protocol in ("HTTP", "gRPC")
+        (deed, protocol) for deed in Deed for protocol in PROTOCOLS
     }
 
 
