@@ -363,7 +363,7 @@ def test_a_fault_of_the_loop_itself_ends_its_requests_and_not_the_engine(unet, m
     engine = make_engine()
     unet.let_through(100)
     with monkeypatch.context() as patch:
-        patch.setattr("denoising_loop.PackedJobs", None)
+        patch.setattr("denoising_loop.priority", None)
         with pytest.raises(Exception, match="the denoising loop failed"):
             engine.submit(make_request()).result(TIMEOUT_S)
     assert engine.submit(make_request()).result(TIMEOUT_S).shape == (1, 8, 16, 16)

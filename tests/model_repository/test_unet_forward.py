@@ -112,9 +112,9 @@ class RecordedForward:
 
     made: list["RecordedForward"]
 
-    def __init__(self, function, latents, timesteps, conditioning, *, capture):
+    def __init__(self, function, latents, timesteps, conditioning):
         self.shape = FixedShape(len(latents), latents.shape[2], conditioning.tokens)
-        self.capture, self.calls = capture, 0
+        self.calls = 0
         assert len(timesteps) == len(function(latents, timesteps, conditioning)) == self.shape.rows
         RecordedForward.made.append(self)
 
@@ -192,11 +192,6 @@ def test_every_shape_is_reported_with_the_seconds_that_it_took(recorded_forwards
     monkeypatch.setattr(unet_forward.time, "perf_counter", clock.__next__)
     assert list(unet.prepare(Preparation(fixed_shapes=SHAPES[:2]))) == [(SHAPES[0], 2.5), (SHAPES[1], 1.0)]
     assert tuple(forward.shape for forward in recorded_forwards) == SHAPES[:2]
-
-
-def test_cuda_graphs_do_nothing_without_a_gpu(recorded_forwards):
-    list(make_forward().prepare(Preparation(use_cuda_graphs=True, fixed_shapes=SHAPES[:1])))
-    assert [forward.capture for forward in recorded_forwards] == [False]
 
 
 @pytest.fixture

@@ -14,11 +14,12 @@ from concurrent.futures import Future
 
 from denoising_errors import (
     DenoisingError,
-    ForwardError,
+    DeviceLostError,
     QueueFullError,
     QueueTimeoutError,
     RequestCancelledError,
     ShutdownError,
+    StageError,
 )
 from denoising_job import Job, Progress, ignore_progress, ignore_start, not_cancelled
 from denoising_loop import DenoisingLoop
@@ -26,9 +27,17 @@ from denoising_request import DenoisingRequest
 from loop_metrics import LoopMetrics
 from loop_options import LoopOptions
 from scheduler_steps import SchedulerSteps
+from tick_graphs import TickGraphs
 from torch import Tensor
 from unet_forward import UNetForward
 from unet_shapes import UNetSizes
+
+IDLE_POLL_S = 1.0
+"""Where there are CUDA graphs: how often it is looked whether one can be made anew."""
+
+
+def no_graphs(_: UNetForward) -> None:
+    """Return None: the default where there are no CUDA graphs."""
 
 
 class DenoisingEngine:
@@ -40,6 +49,9 @@ class DenoisingEngine:
         options: Limits.
         metrics: What happens is counted there.
         on_poll: Called from time to time, by a thread of the engine's own, with the requests in flight and waiting.
+        make_graphs: Makes the keeper of CUDA graphs, in the loop's thread.
+        on_device_lost: Called by the loop's thread, which ends then, when a GPU has failed for good and all requests
+            have been told so.
         clock: Seconds; deadlines are on it.
     """
 
@@ -50,10 +62,13 @@ class DenoisingEngine:
         options: LoopOptions,
         metrics: LoopMetrics,
         on_poll: Callable[[int, int], None] | None = None,
+        on_device_lost: Callable[[], object] = ignore_start,
+        make_graphs: Callable[[UNetForward], TickGraphs | None] = no_graphs,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._schedulers, self._options = schedulers, options
         self._metrics, self._on_poll, self._clock = metrics, on_poll, clock
+        self._on_device_lost, self._make_graphs = on_device_lost, make_graphs
         self._loaded: Future[UNetSizes] = Future()
         self._changed = threading.Condition()  # guards what follows
         self._waiting: deque[Job] = deque()
@@ -179,29 +194,65 @@ class DenoisingEngine:
         try:
             unet = load_unet()
             frames = self._options.max_frames_per_forward(unet.device)
-            loop = DenoisingLoop(unet, frames, self._options.text_buckets, self._metrics, self._clock)
+            buckets, graphs = self._options.text_buckets, self._make_graphs(unet)
+            loop = DenoisingLoop(unet, frames, buckets, self._metrics, self._clock, graphs)
+            while loop.use_idle_time():
+                pass  # what is prepared beforehand
         except BaseException as error:
             self._loaded.set_exception(error)
             return
         self._loaded.set_result(unet.sizes)
         while self._hand_over(loop):
-            finished = _tick(loop)
-            if finished:
-                with self._changed:
-                    for job in finished:
-                        del self._running[job]
-                    self._schedule_waiting()
-                    self._changed.notify_all()
+            try:
+                self._part_with(loop.tick())
+            except DeviceLostError as error:
+                self._give_up(loop, error)
+                return
+            except Exception as fault:  # of the loop's own: the thread goes on, with those that come
+                traceback.print_exc()
+                self._part_with(
+                    loop.fail_all(StageError(f"the denoising loop failed ({type(fault).__name__}: {fault})."))
+                )
+
+    def _part_with(self, finished: list[Job]) -> None:
+        """Give the rows of jobs that are over to those that wait."""
+        if finished:
+            with self._changed:
+                for job in finished:
+                    self._running.pop(job, None)
+                self._schedule_waiting()
+                self._changed.notify_all()
+
+    def _give_up(self, loop: DenoisingLoop, error: DeviceLostError) -> None:
+        """Tell all requests that the GPU has failed, those that come from now on too."""
+        with self._changed:
+            self._closing = True
+            for job in (*self._waiting, *self._scheduled):
+                self._reject(job, error)
+            self._waiting.clear()
+            self._scheduled.clear()
+            loop.fail_all(error)
+            self._running.clear()
+            self._changed.notify_all()
+        self._on_device_lost()
 
     def _hand_over(self, loop: DenoisingLoop) -> bool:
         """Hand new jobs to the loop, and wait for some while there are none; return False when the loop must end."""
+        self._wait_for_jobs(loop)
         with self._changed:
-            self._changed.wait_for(lambda: self._running or self._closing)
             scheduled, self._scheduled = self._scheduled, []
             goes_on = bool(self._running)
         for job in scheduled:
             loop.admit(job)
         return goes_on
+
+    def _wait_for_jobs(self, loop: DenoisingLoop) -> None:
+        """Wait until something runs, or the end; meanwhile, capture CUDA graphs."""
+        while True:
+            timeout = 0.0 if loop.use_idle_time() else IDLE_POLL_S if loop.has_graphs else None
+            with self._changed:
+                if self._changed.wait_for(lambda: self._running or self._closing, timeout):
+                    return
 
     def _poll(self) -> None:
         stopped = False
@@ -254,13 +305,3 @@ class DenoisingEngine:
 
 def _shutdown_error() -> ShutdownError:
     return ShutdownError("the server is stopping: try another one, or later.")
-
-
-def _tick(loop: DenoisingLoop) -> list[Job]:
-    """Do a tick; a fault of the loop itself fails the jobs that it had, and doesn't end the thread."""
-    try:
-        return loop.tick()
-    except Exception as error:
-        for job in loop.jobs:
-            job.abort(ForwardError(f"the denoising loop failed ({type(error).__name__}: {error})."))
-        return loop.tick()

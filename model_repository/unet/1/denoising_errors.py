@@ -7,6 +7,7 @@ DenoisingError
 ├── NonFiniteError           the latents have become infinite or NaN
 ├── ForwardError             the UNet failed on this request's rows
 │   └── ForwardMemoryError   even one row doesn't fit into memory
+├── DeviceLostError          the GPU has failed in a way from which the process can't recover
 ├── StageError               a fault that nobody has foreseen
 ├── DeadlineError            the client's time is up
 ├── QueueFullError           too many requests wait already
@@ -16,6 +17,8 @@ DenoisingError
 """
 
 from typing import ClassVar
+
+import torch
 
 
 class DenoisingError(Exception):
@@ -65,6 +68,12 @@ class ForwardMemoryError(ForwardError):
     code = tag = "UNAVAILABLE"
 
 
+class DeviceLostError(DenoisingError):
+    """The GPU has failed: whatever this process asks of it from now on fails as well."""
+
+    code = tag = "UNAVAILABLE"
+
+
 class StageError(DenoisingError):
     """A fault that nobody has foreseen."""
 
@@ -102,3 +111,12 @@ class ShutdownError(DenoisingError):
     """The server stops."""
 
     code = tag = "UNAVAILABLE"
+
+
+def as_denoising_error(error: Exception) -> DenoisingError:
+    """Return what a client is told of an exception in the loop."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return ForwardMemoryError("the device's memory isn't enough for a single row of this length: ask for less.")
+    if isinstance(error, DenoisingError):
+        return error
+    return ForwardError(f"the UNet failed ({type(error).__name__}: {error}).")

@@ -5,7 +5,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from denoising_errors import DeadlineError, DenoisingError
 from denoising_request import DenoisingRequest
 from scheduler_steps import Steps
@@ -52,8 +51,10 @@ class Job:
     """A request with the state of its denoising.
 
     A *row* is one entry of the UNet's batch. A waveform has one, or with guidance two: the unconditional one and then
-    the one with the prompt. When all rows of a job have gone through the UNet, in one call or in several, the job has
-    done a forward, and its latents move on to the next timestep. A scheduler step takes one forward or, with some
+    the one with the prompt. They have the numbers 2 w and 2 w + 1 of waveform w, also where only the second one is
+    computed: without guidance, and at forwards outside of the request's interval of guidance. When all rows of a job
+    have gone through the UNet, in one call or in several, the job has done a forward, and its latents move on to the
+    next timestep. A scheduler step takes one forward or, with some
     schedulers, two or more.
 
     Attributes:
@@ -71,7 +72,7 @@ class Job:
         fair_share_s: Seconds that an equal share of the time since it was admitted would have been.
         conditioning: Set by the loop: of the request's prompts, with guidance negative ones first, one row each.
         tensors: Set by the loop: float32 [waveforms, 2 + memory, channels, frames, bins]: the two noise predictions,
-            the latents, and what else the scheduler remembers.
+            the latents, and what else the scheduler remembers; a view of DenoisingSlots' states.
     """
 
     request: DenoisingRequest
@@ -89,6 +90,23 @@ class Job:
     conditioning: Conditioning = field(init=False)
     tensors: Tensor = field(init=False)
     _error: DenoisingError | None = None
+    _guided: range = field(init=False)
+
+    def __post_init__(self) -> None:
+        forwards = range(self.num_forwards)
+        guided = [forward for forward in forwards if self.request.is_guided(forward, self.num_forwards)]
+        self._guided = range(guided[0], guided[-1] + 1) if guided else range(0)
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether the present forward has guidance."""
+        return self.forwards_done in self._guided
+
+    @property
+    def rows(self) -> range:
+        """Numbers of the rows that the present forward has."""
+        rows = 2 * self.request.num_waveforms
+        return range(rows) if self.is_guided else range(1, rows, 2)
 
     @property
     def num_forwards(self) -> int:
@@ -129,37 +147,32 @@ class Job:
         return self._error
 
     @property
-    def key(self) -> tuple[int, ...]:
+    def key(self) -> tuple[int, int, int, int]:
         """Jobs with equal keys can share a forward: latents of one size, and equally many vectors of GPT-2's."""
-        return (*self.request.latents_shape[1:], self.request.generated_prompt_embeds.shape[1])
+        _, channels, frames, bins = self.request.latents_shape
+        return channels, frames, bins, self.request.generated_prompt_embeds.shape[1]
 
-    def start(self, unet: UNetForward) -> None:
-        """Project the text, draw the noise, and allocate what is needed on the UNet's device."""
+    def project_text(self, unet: UNetForward) -> None:
+        """Compute what the UNet's layers need of the text, once for all steps."""
         request = self.request
         self.conditioning = unet.project(request.generated_prompt_embeds, request.prompt_embeds, request.attention_mask)
-        waveforms, *shape = request.latents_shape
-        self.tensors = torch.zeros(waveforms, NUM_NOISES + self.steps.memory, *shape, device=unet.device)
-        self.latents.copy_(self.steps.noise(self.request.latents_shape))
 
     def abort(self, error: DenoisingError) -> None:
         """Ask the loop to stop it after the present forward; safe from any thread. The first reason counts."""
         self._error = self._error or error
 
-    def prompt_of_row(self) -> Tensor:
-        """Return the row of `conditioning` that belongs to each row; int64 [rows]."""
-        prompts = self.request.num_prompts
-        prompt = torch.arange(self.request.num_waveforms) // (self.request.num_waveforms // prompts)
-        if not self.request.do_classifier_free_guidance:
-            return prompt
-        return torch.stack([prompt, prompts + prompt], dim=1).flatten()
+    def guided(self, coefficients: np.ndarray) -> np.ndarray:
+        """Let guidance into a linear scheduler's weights.
 
-    def guided_coefficients(self) -> np.ndarray:
-        """Return the present forward's weights, for a linear scheduler; float32 [memory, 2 + memory].
+        Args:
+            coefficients: Of a StepTable, float32 [forwards, memory, memory + 1].
 
-        Columns: the unconditional noise prediction, the one with the prompt, the state. Guidance is the weighted sum
-        (1 - scale) * unconditional + scale * with prompt.
+        Returns:
+            float32 [forwards, memory, 2 + memory]. Columns: the unconditional noise prediction, the one with the
+            prompt, the state. Guidance is the weighted sum (1 - scale) * unconditional + scale * with prompt.
         """
-        weights = self.steps.table.coefficients[self.forwards_done]  # type: ignore[union-attr]
-        scale = 1.0 if self.request.guidance_scale is None else self.request.guidance_scale
-        noise = weights[:, -1:]
-        return np.concatenate([noise * (1.0 - scale), noise * scale, weights[:, :-1]], axis=1, dtype=np.float32)
+        scale = np.ones((len(coefficients), 1, 1), np.float32)
+        if self._guided:
+            scale[self._guided.start : self._guided.stop] = self.request.guidance_scale
+        noise = coefficients[..., -1:]
+        return np.concatenate([noise * (1.0 - scale), noise * scale, coefficients[..., :-1]], axis=-1, dtype=np.float32)

@@ -2,19 +2,53 @@
 
 At every tick, requests come and go, and one forward of the UNet serves rows of all that have latents of one size,
 whatever step each is at. This is the loop alone, without threads: DenoisingEngine drives it.
+
+A GPU is told what to do up to TICKS_AHEAD ticks ahead of what it has done, so that it never waits for Python: which job
+is at its last timestep is known beforehand. Only who leaves is waited for.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-from denoising_errors import DenoisingError, ForwardError, ForwardMemoryError, NonFiniteError
+from denoising_batch import DenoisingBatch
+from denoising_errors import DenoisingError, DeviceLostError, NonFiniteError, as_denoising_error
 from denoising_job import Job
+from device_copies import start_copy_to_cpu
+from device_timing import Moment, moments_of
+from frame_budget import FrameBudget
 from job_priority import priority
 from loop_metrics import LoopMetrics
-from row_packing import PackedJobs, RowRange, halve
+from row_seats import RowRange
+from tick_graphs import Size, TickGraph, TickGraphs
 from torch import Tensor
 from unet_forward import UNetForward
+
+TICKS_AHEAD = {"cpu": 0, "cuda": 2}
+"""Ticks that may be under way when `tick` returns. A cancelled request's rows are computed so many times more."""
+
+
+@dataclass(frozen=True)
+class _LaunchedTick:
+    """A tick that the device has been told.
+
+    Attributes:
+        began: When it did the first of it.
+        ended: When it has done the last.
+        ranges: The rows of its forward.
+        jobs: Those that ran then.
+        steps: Scheduler steps that it completes.
+        latents: Of those that are at their last timestep; they are on the CPU once it has ended.
+    """
+
+    began: Moment
+    ended: Moment
+    ranges: tuple[RowRange, ...]
+    jobs: tuple[Job, ...]
+    steps: int
+    latents: dict[Job, Tensor]
 
 
 class DenoisingLoop:
@@ -26,9 +60,10 @@ class DenoisingLoop:
         text_buckets: Token counts to which text is padded.
         metrics: What happens is counted there.
         clock: Seconds; deadlines are on it.
+        graphs: Of whole ticks, on a GPU.
 
     Attributes:
-        jobs: Those that run.
+        jobs: Those that run; not those that are at their last timestep, for which the device is waited.
     """
 
     def __init__(
@@ -38,140 +73,257 @@ class DenoisingLoop:
         text_buckets: tuple[int, ...],
         metrics: LoopMetrics,
         clock: Callable[[], float] = time.monotonic,
+        graphs: TickGraphs | None = None,
     ) -> None:
         self.jobs: list[Job] = []
         self._unet, self._metrics, self._clock = unet, metrics, clock
-        self._max_frames, self._text_buckets = max_frames_per_forward, text_buckets
-        self._packed: dict[tuple[int, ...], PackedJobs] = {}
+        self._budget, self._text_buckets = FrameBudget(max_frames_per_forward), text_buckets
+        self._graphs = graphs
+        self._moment = moments_of(unet.device, clock)
+        self._ticks_ahead = TICKS_AHEAD[unet.device.type]
+        self._batches: dict[tuple[int, int, int, int], DenoisingBatch] = {}
+        self._launched: deque[_LaunchedTick] = deque()
         self._finished: list[Job] = []  # not yet returned by `tick`
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do, and nothing under way."""
+        return not (self.jobs or self._launched or self._finished)
 
     @torch.inference_mode()
     def admit(self, job: Job) -> None:
         """Let a job take part from the next tick on."""
-        try:
-            job.start(self._unet)
-        except Exception as error:
-            job.abort(_as_denoising_error(error))
         self.jobs.append(job)
-        self._packed.pop(job.key, None)
+        try:
+            job.project_text(self._unet)
+            batch = self._batch_of(job)
+            batch.admit(job)
+            if self._graphs:
+                self._graphs.ask_for(job.key, batch.bucket_of(job.conditioning.tokens))
+        except Exception as error:
+            job.abort(as_denoising_error(error))
 
     @torch.inference_mode()
     def tick(self) -> list[Job]:
-        """Do one forward, and what it completes; return the jobs that have finished, their futures done."""
+        """Do one forward, and what it completes; return the jobs that have finished, their futures done.
+
+        Raises:
+            DeviceLostError: The GPU has failed; `fail_all` is all that is left to do.
+        """
         # 1. Jobs whose deadline has passed or that were aborted finish with an error.
         now = self._clock()
         for job in self.jobs:
             if error := job.deadline_error(now):
                 job.abort(error)
-        for job in [job for job in self.jobs if job.error]:
+        self._end_aborted()
+        # 2. The job of the highest priority takes those of its size along: one forward, guidance and scheduler steps.
+        if self.jobs:
+            self._launch(self._choose_rows(now))
+            self._end_aborted()
+        # 3. What the device has done is accounted for; jobs that it has brought to the end finish with their latents.
+        while len(self._launched) > (self._ticks_ahead if self.jobs else 0):
+            self._retire(self._launched.popleft())
+        finished, self._finished = self._finished, []
+        return finished
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether `use_idle_time` may find something to do."""
+        return self._graphs is not None
+
+    @torch.inference_mode()
+    def use_idle_time(self) -> bool:
+        """Capture one graph that would be of use, if there is one; say whether something was done."""
+        if self._graphs is None or not self.is_idle:
+            return False
+        if size := self._graphs.next_wanted():
+            self._graphs.begin(self._blank_batch(size), size)
+            self._batches = {key: batch for key, batch in self._batches.items() if self._graphs.keeps(key)}
+            return True
+        if outdated := self._graphs.next_outdated():
+            size, rows = outdated
+            self._graphs.capture(self._blank_batch(size), size, rows)
+            return True
+        return False
+
+    def _blank_batch(self, size: Size) -> DenoisingBatch:
+        """Return the batch of a size, with room for what its graphs have, and with nobody seated."""
+        assert self._graphs is not None  # noqa: S101 - for the type checker
+        (channels, frames, bins, vectors), tokens = size
+        key = (channels, frames, bins, vectors)
+        if key not in self._batches:
+            self._batches[key] = DenoisingBatch((channels, frames, bins), self._unet.device, self._text_buckets)
+        self._batches[key].reserve(self._unet.blank_text(vectors), self._graphs.most_rows, tokens)
+        return self._batches[key]
+
+    def fail_all(self, error: DenoisingError) -> list[Job]:
+        """End all jobs with an error, and forget what was under way; return them and those that had finished."""
+        leaving = [job for tick in self._launched for job in tick.latents]
+        for job in [*self.jobs, *leaving]:
+            job.abort(error)
             self._finish(job)
-        if not self.jobs:
-            return self._take_finished()
-        # 2. The job of the highest priority takes those of its size along.
-        ranges = self._choose_rows(now)
-        packed = self._pack(ranges[0].job.key)
-        # 3. One forward.
-        self._forward(packed, ranges)
-        # 4. Guidance and scheduler, for the jobs whose rows are complete.
-        jobs = [rows.job for rows in ranges if not rows.job.error]
-        complete = [job for job in jobs if job.rows_done == job.request.num_rows]
-        steps_before = sum(job.steps_done for job in complete)
-        packed.advance(complete)
-        steps = sum(job.steps_done for job in complete) - steps_before
-        self._account(ranges, self._synchronised_clock() - now, steps)
-        # 5. Jobs at their last timestep finish with their latents; those that have failed, with an error.
-        for job in [rows.job for rows in ranges]:
-            if job.error or job.forwards_done == job.num_forwards:
-                self._finish(job)
-        return self._take_finished()
+        self.jobs, self._batches = [], {}
+        self._launched.clear()
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _end_aborted(self) -> None:
+        for job in [job for job in self.jobs if job.error]:
+            self._leave(job)
+            self._finish(job)
+
+    def _batch_of(self, job: Job) -> DenoisingBatch:
+        if job.key not in self._batches:
+            self._batches[job.key] = DenoisingBatch(job.key[:3], self._unet.device, self._text_buckets)
+        return self._batches[job.key]
 
     def _choose_rows(self, now: float) -> tuple[RowRange, ...]:
         """Return rows of jobs of one size, by priority, as many as fit into a forward; at least one."""
         by_priority = sorted(self.jobs, key=lambda job: priority(job, now), reverse=True)
         key = by_priority[0].key
-        room = max(1, self._max_frames // by_priority[0].request.latents_shape[2])
+        room = self._budget.rows(by_priority[0].request.latents_shape[2])
         chosen = {}
         for job in by_priority:
             if job.key == key and room:
-                stop = min(job.request.num_rows, job.rows_done + room)
+                stop = min(len(job.rows), job.rows_done + room)
                 chosen[job] = RowRange(job, job.rows_done, stop)
                 room -= stop - job.rows_done
         return tuple(chosen[job] for job in self.jobs if job in chosen)
 
-    def _pack(self, key: tuple[int, ...]) -> PackedJobs:
-        """Return the tensors of all jobs of one size; they are packed anew only after a job came or went."""
-        if key not in self._packed:
-            jobs = [job for job in self.jobs if job.key == key]
-            self._packed[key] = PackedJobs(jobs, self._unet.device, self._text_buckets)
-        return self._packed[key]
+    def _launch(self, ranges: tuple[RowRange, ...]) -> None:
+        """Have the device do a forward of some rows, and the steps of the jobs that it completes."""
+        began, jobs = self._moment(), tuple(self.jobs)
+        batch = self._batch_of(ranges[0].job)
+        if not self._seat(batch, ranges):
+            return
+        batch.set_input_scales()
+        graph = self._graph_of(batch, ranges)
+        if graph:
+            graph.replay()
+        else:
+            self._predict(batch, slice(0, len(batch.rows)))
+        for rows in ranges:
+            rows.job.rows_done += len(rows)
+        complete = [job for job in batch.jobs if job.rows_done == len(job.rows) and not job.error]
+        steps_before = sum(job.steps_done for job in complete)
+        if graph:
+            batch.count_forward(complete)
+        elif complete:
+            batch.advance(complete)
+        steps = sum(job.steps_done for job in complete) - steps_before
+        latents = {}
+        for job in [rows.job for rows in ranges]:
+            if job.forwards_done == job.num_forwards and not job.error:
+                latents[job] = start_copy_to_cpu(job.latents)
+                self._leave(job)
+        self._launched.append(_LaunchedTick(began, self._moment(), ranges, jobs, steps, latents))
 
-    def _forward(self, packed: PackedJobs, ranges: tuple[RowRange, ...]) -> None:
-        """Predict the noise of all rows. What fails is tried again in halves, down to the row that can't be done."""
+    def _seat(self, batch: DenoisingBatch, ranges: tuple[RowRange, ...]) -> bool:
+        """Seat rows; False where that fails. Then fewer rows are tried next, or their jobs end, and no others."""
         try:
-            noise_pred = self._unet(*packed.inputs(ranges))
+            batch.seat(ranges)
+        except torch.OutOfMemoryError as error:
+            self._note_shortage(ranges[0].job, sum(map(len, ranges)))
+            if sum(map(len, ranges)) == 1:
+                ranges[0].job.abort(as_denoising_error(error))
+        except Exception as error:
+            self._check_device()
+            for rows in ranges:
+                rows.job.abort(as_denoising_error(error))
+        else:
+            return True
+        return False
+
+    def _graph_of(self, batch: DenoisingBatch, ranges: tuple[RowRange, ...]) -> TickGraph | None:
+        """Return a graph for a tick, if there is one: it moves all jobs on, so all of their rows must be seated."""
+        if self._graphs is None or any(len(rows) != len(rows.job.rows) for rows in ranges):
+            return None
+        return self._graphs.find(batch, ranges[0].job.key)
+
+    def _predict(self, batch: DenoisingBatch, seats: slice) -> None:
+        """Predict the noise of rows. What fails is tried again in halves, down to the row that can't be done."""
+        try:
+            batch.store(seats, self._unet(*batch.inputs(seats, batch.tokens)))
         except Exception as caught:
             error = caught.with_traceback(None)  # the traceback holds on to the tensors that didn't fit
         else:
-            packed.store(ranges, noise_pred)
+            self._budget.count_forward()
             return
+        rows = batch.rows[seats]
         if isinstance(error, torch.OutOfMemoryError):
-            torch.cuda.empty_cache()
-            self._max_frames = min(self._max_frames, _frames(ranges) // 2)
-        if sum(map(len, ranges)) == 1:
-            ranges[0].job.abort(_as_denoising_error(error))
+            self._note_shortage(rows[0].job, len(rows))
+        else:
+            self._check_device()
+        if len(rows) == 1:
+            rows[0].job.abort(as_denoising_error(error))
             return
-        for half in halve(ranges):
-            if remaining := tuple(rows for rows in half if not rows.job.error):
-                self._forward(packed, remaining)
+        middle = (seats.start + seats.stop) // 2
+        for half in (slice(seats.start, middle), slice(middle, seats.stop)):
+            if not all(row.job.error for row in batch.rows[half]):
+                self._predict(batch, half)
 
-    def _synchronised_clock(self) -> float:
+    def _note_shortage(self, job: Job, rows: int) -> None:
+        """Do smaller forwards after one of so many rows of a job's size, for which memory wasn't enough."""
+        self._metrics.count_shortage()
+        self._budget.shrink(rows * job.request.latents_shape[2])
         if self._unet.device.type == "cuda":
-            torch.cuda.synchronize(self._unet.device)
-        return self._clock()
+            torch.cuda.empty_cache()
 
-    def _account(self, ranges: tuple[RowRange, ...], seconds: float, steps: int) -> None:
-        for job in self.jobs:
-            job.fair_share_s += seconds / len(self.jobs)
-        rows_of_all = sum(map(len, ranges))
-        for rows in ranges:
+    def _retire(self, tick: _LaunchedTick) -> None:
+        """Wait until the device has done a tick, and account for it."""
+        try:
+            tick.ended.wait()
+        except Exception as error:
+            self._launched.appendleft(tick)
+            raise _device_lost(error) from error
+        seconds = tick.ended.seconds_since(tick.began)
+        for job in tick.jobs:
+            job.fair_share_s += seconds / len(tick.jobs)
+        rows_of_all = sum(map(len, tick.ranges))
+        for rows in tick.ranges:
             rows.job.used_s += seconds * len(rows) / rows_of_all
-        self._metrics.count_forward(rows_of_all, seconds, steps)
+        self._metrics.count_forward(rows_of_all, seconds, tick.steps)
+        for job, latents in tick.latents.items():
+            self._finish(job, latents)
 
-    def _finish(self, job: Job) -> None:
-        """Remove a job; whatever happens, its future is done afterwards."""
+    def _check_device(self) -> None:
+        """Find out whether a GPU goes on after an error; kernels fail later than they are called."""
+        if self._unet.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize(self._unet.device)
+        except Exception as error:
+            raise _device_lost(error) from error
+
+    def _leave(self, job: Job) -> None:
+        """Free a job's place. The batch goes with the last job."""
         self.jobs.remove(job)
-        self._packed.pop(job.key, None)
+        if batch := self._batches.get(job.key):
+            batch.release(job)
+            is_last = not any(other.key == job.key for other in self.jobs)
+            if is_last and not (self._graphs and self._graphs.keeps(job.key)):
+                del self._batches[job.key]
+
+    def _finish(self, job: Job, latents: Tensor | None = None) -> None:
+        """End a job, with its latents or with its error; its future is done afterwards."""
         self._finished.append(job)
         error = job.error
         try:
             if not error:
-                job.future.set_result(_result(job))
+                job.future.set_result(_checked(job, latents))
         except Exception as caught:
-            error = _as_denoising_error(caught)
+            error = as_denoising_error(caught)
         if error:
             job.future.set_exception(error)
         self._metrics.count_request(error)
 
-    def _take_finished(self) -> list[Job]:
-        finished, self._finished = self._finished, []
-        return finished
 
-
-def _result(job: Job) -> Tensor:
-    latents = job.latents.to("cpu", copy=True)
-    if not torch.isfinite(latents).all():
+def _checked(job: Job, latents: Tensor | None) -> Tensor:
+    if latents is None or not torch.isfinite(latents).all():
         name = job.request.scheduler.name
         raise NonFiniteError(f"{name} with {job.num_steps} steps gave latents that are not finite.")
     return latents
 
 
-def _as_denoising_error(error: Exception) -> DenoisingError:
-    if isinstance(error, torch.OutOfMemoryError):
-        return ForwardMemoryError("the device's memory isn't enough for a single row of this length: ask for less.")
-    if isinstance(error, DenoisingError):
-        return error
-    return ForwardError(f"the UNet failed ({type(error).__name__}: {error}).")
-
-
-def _frames(ranges: tuple[RowRange, ...]) -> int:
-    return sum(len(rows) * rows.job.request.latents_shape[2] for rows in ranges)
+def _device_lost(error: Exception) -> DeviceLostError:
+    return DeviceLostError(f"the GPU has failed ({type(error).__name__}: {error}); try again in some seconds.")

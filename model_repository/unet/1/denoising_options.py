@@ -67,6 +67,13 @@ class DenoisingOptions:
             raise _wrong(name, "a finite number", value)
         return float(value)
 
+    def fraction(self, name: str) -> float:
+        """Return a number from 0 to 1."""
+        value = self.number(name)
+        if not 0 <= value <= 1:
+            raise InvalidRequestError(f"{name} is out of bounds: it must be between 0 and 1, got {value:g}.")
+        return value
+
     def number_or_none(self, name: str) -> float | None:
         """Return a finite number, or None for JSON's null."""
         if self._options.get(name, 0) is None:

@@ -41,6 +41,7 @@ class DenoisingRequest:
         attention_mask: int64 [rows, tokens], 0 for padding.
         latents_shape: Waveforms, channels, frames, bins. Each prompt makes equally many consecutive waveforms.
         guidance_scale: None for no guidance.
+        guidance_start, guidance_end: Between which parts of all forwards there is guidance, 0 to 1.
         scheduler: The steps, and the seed of the noise.
     """
 
@@ -50,6 +51,8 @@ class DenoisingRequest:
     latents_shape: tuple[int, int, int, int]
     guidance_scale: float | None
     scheduler: SchedulerRequest
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
 
     @classmethod
     def from_options(
@@ -68,6 +71,8 @@ class DenoisingRequest:
             attention_mask,
             latents_shape=(waveforms, channels, frames, bins),
             guidance_scale=options.number_or_none("guidance_scale"),
+            guidance_start=options.fraction("guidance_start"),
+            guidance_end=options.fraction("guidance_end"),
             scheduler=SchedulerRequest(
                 name=options.text("scheduler"),
                 options=options.scheduler_options("scheduler_options"),
@@ -83,6 +88,11 @@ class DenoisingRequest:
     def do_classifier_free_guidance(self) -> bool:
         """Whether the unconditional half is computed."""
         return self.guidance_scale is not None
+
+    def is_guided(self, forward: int, num_forwards: int) -> bool:
+        """Say whether a forward has guidance; by diffusers' rule for `control_guidance_start` and `_end`."""
+        is_inside = forward / num_forwards >= self.guidance_start and (forward + 1) / num_forwards <= self.guidance_end
+        return self.do_classifier_free_guidance and is_inside
 
     @property
     def rows_per_waveform(self) -> int:

@@ -1,10 +1,9 @@
-"""The UNet at shapes that are prepared beforehand: where its inputs stay, CUDA graphs, and the compile cache."""
+"""The UNet at shapes that are prepared beforehand: inputs are filled up to them; and the compile cache."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from text_conditioning import MASK_OF_PADDING, Conditioning
 from torch import Tensor
 
@@ -13,25 +12,18 @@ Forward = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 class FixedShapeForward:
-    """A forward over inputs that stay where they are, as CUDA graphs need it; missing rows and tokens are blank.
+    """A forward over inputs that stay where they are, of one shape; missing rows and tokens are blank.
 
     Args:
         function: The forward, eager or compiled.
         latents, timesteps, conditioning: Where the inputs stay.
-        capture: Whether to record a CUDA graph, and to replay it from then on.
     """
 
-    def __init__(
-        self, function: Forward, latents: Tensor, timesteps: Tensor, conditioning: Conditioning, *, capture: bool
-    ) -> None:
+    def __init__(self, function: Forward, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> None:
         self._function = function
         self._latents, self._timesteps, self._conditioning = latents, timesteps, conditioning
-        self._loaded: Conditioning | None = None
-        self._graph: torch.cuda.CUDAGraph | None = None
         for _ in range(2):  # the first compiles, the second lets libraries choose their kernels
-            self._output = self._run()
-        if capture:
-            self._capture()
+            self._run()
 
     def __call__(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Predict the noise of rows that fit."""
@@ -39,35 +31,19 @@ class FixedShapeForward:
         self._latents[:rows].copy_(latents)
         self._timesteps[:rows].copy_(timesteps)
         self._load(conditioning)
-        if self._graph is None:
-            return self._run()[:rows]
-        self._graph.replay()
-        return self._output[:rows].clone()
+        return self._run()[:rows]
 
     def _run(self) -> Tensor:
         return self._function(self._latents, self._timesteps, self._conditioning)
 
     def _load(self, conditioning: Conditioning) -> None:
-        """Copy the text of all rows, unless it is the same as last time."""
-        if conditioning is self._loaded:
-            return
+        """Copy the text of all rows."""
         rows, tokens = conditioning.attention_mask.shape
         self._conditioning.generated[:rows].copy_(conditioning.generated)
         self._conditioning.prompt[:rows, :tokens].copy_(conditioning.prompt)
         self._conditioning.prompt[:rows, tokens:] = 0
         self._conditioning.attention_mask[:rows, :tokens].copy_(conditioning.attention_mask)
         self._conditioning.attention_mask[:rows, tokens:] = MASK_OF_PADDING
-        self._loaded = conditioning
-
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._output = self._run()
 
 
 def use_compile_cache(folder: Path) -> None:

@@ -20,6 +20,7 @@ class Counts:
         steps: Scheduler steps that were done, of all requests.
         rows_of_forwards: Rows of each forward of the UNet.
         seconds_of_forwards: Seconds of each, with what the schedulers did after it.
+        shortages: How often memory wasn't enough for a forward.
         requests: By outcome (`finished`, `failed`, `refused`, `cancelled`, `deadline`) and reason (`ok`, or the error's
             class).
     """
@@ -27,6 +28,7 @@ class Counts:
     steps: int = 0
     rows_of_forwards: list[int] = field(default_factory=list)
     seconds_of_forwards: list[float] = field(default_factory=list)
+    shortages: int = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def add(self, other: "Counts") -> None:
@@ -34,6 +36,7 @@ class Counts:
         self.steps += other.steps
         self.rows_of_forwards += other.rows_of_forwards
         self.seconds_of_forwards += other.seconds_of_forwards
+        self.shortages += other.shortages
         self.requests += other.requests
 
 
@@ -50,6 +53,11 @@ class LoopMetrics:
             self._counts.steps += steps
             self._counts.rows_of_forwards.append(rows)
             self._counts.seconds_of_forwards.append(seconds)
+
+    def count_shortage(self) -> None:
+        """Count a forward for which memory wasn't enough."""
+        with self._lock:
+            self._counts.shortages += 1
 
     def count_request(self, error: DenoisingError | None) -> None:
         """Count a request that has ended."""
@@ -76,7 +84,7 @@ class PublishedMetrics:
     """
 
     def __init__(self, metrics: LoopMetrics, metric_family: Any, labels: Mapping[str, str]) -> None:
-        self._metrics, self._labels = metrics, dict(labels)
+        self._metrics, self._metric_family, self._labels = metrics, metric_family, dict(labels)
         self._unpublished = Counts()
         self._families: list[Any] = []  # Triton wants them to outlive their metrics
 
@@ -92,12 +100,27 @@ class PublishedMetrics:
         self._seconds = family("seconds_per_forward", "Seconds of a forward of the UNet", histogram).Metric(
             labels=self._labels, buckets=list(SECONDS_BUCKETS)
         )
+        self._shortages = family("memory_shortages_total", "Forwards for which memory wasn't enough", counter).Metric(
+            labels=self._labels
+        )
         self._in_flight = family("requests_in_flight", "Requests that are being denoised", gauge).Metric(
             labels=self._labels
         )
         self._waiting = family("requests_waiting", "Requests in the queue", gauge).Metric(labels=self._labels)
         self._requests_family = family("requests_total", "Requests by outcome and reason", counter)
         self._requests: dict[tuple[str, str], Any] = {}
+
+    def publish_choice(self, labels: Mapping[str, str]) -> None:
+        """Publish how the UNet runs, in the labels of a gauge that is 1."""
+        self._families.append(
+            self._metric_family(
+                name="audioldm2_unet_info",
+                description="How the UNet runs, in the labels",
+                kind=self._metric_family.GAUGE,
+            )
+        )
+        self._info = self._families[-1].Metric(labels={**self._labels, **labels})
+        self._info.set(1)
 
     def publish(self, in_flight: int, waiting: int) -> None:
         """Bring Triton's metrics up to date."""
@@ -107,6 +130,9 @@ class PublishedMetrics:
         if counts.steps:
             self._steps.increment(counts.steps)
             counts.steps = 0
+        if counts.shortages:
+            self._shortages.increment(counts.shortages)
+            counts.shortages = 0
         for histogram, values in ((self._rows, counts.rows_of_forwards), (self._seconds, counts.seconds_of_forwards)):
             while values:
                 histogram.observe(values[0])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from unet_shapes import FixedShape, Preparation
+from unet_shapes import AUTO, FixedShape, Preparation
 
 if TYPE_CHECKING:
     from config_parameters import ConfigParameters
 
-DTYPES = {"as_exported": None, "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = ("auto", "as_exported", "fp32", "fp16", "bf16")
 
 DEFAULT_FRAMES_PER_FORWARD = {"cpu": 4096, "cuda": 16_384}
 """16 rows of 10.24 s on a CPU, where more rows take as much longer; 64 on a GPU."""
@@ -30,7 +30,7 @@ class LoopOptions:
         text_buckets: Token counts to which text is padded, in rising order.
         poll_interval_s: How often cancellation is looked for and metrics are published.
         drain_timeout_s: How long running requests may take when the server stops.
-        dtype: Of the UNet's weights and activations; None for what was exported.
+        dtype: Of the UNet's weights and activations; one of DTYPES.
         preparation: Compilation and CUDA graphs.
     """
 
@@ -42,7 +42,7 @@ class LoopOptions:
     text_buckets: tuple[int, ...]
     poll_interval_s: float
     drain_timeout_s: float
-    dtype: torch.dtype | None
+    dtype: str
     preparation: Preparation
 
     def max_frames_per_forward(self, device: torch.device) -> int:
@@ -65,10 +65,10 @@ class LoopOptions:
             text_buckets=_rising_counts(parameters, "text_buckets"),
             poll_interval_s=parameters.count("poll_interval_ms") / 1000,
             drain_timeout_s=float(parameters.count("drain_timeout_s")),
-            dtype=DTYPES[parameters.choice("dtype", tuple(DTYPES))],
+            dtype=parameters.choice("dtype", DTYPES),
             preparation=Preparation(
                 compile_backend=parameters.text("compile_backend"),
-                use_cuda_graphs=parameters.choice("cuda_graphs", ("on", "off")) == "on",
+                cuda_graphs=parameters.choice("cuda_graphs", (AUTO, "on", "off")),
                 fixed_shapes=_fixed_shapes(parameters, "fixed_shapes"),
                 cache_folder=_folder(parameters.text("compile_cache")),
             ),
@@ -85,7 +85,9 @@ def _rising_counts(parameters: "ConfigParameters", name: str) -> tuple[int, ...]
     return counts
 
 
-def _fixed_shapes(parameters: "ConfigParameters", name: str) -> tuple[FixedShape, ...]:
+def _fixed_shapes(parameters: "ConfigParameters", name: str) -> tuple[FixedShape, ...] | None:
+    if parameters.text(name) == AUTO:
+        return None
     shapes = []
     for part in filter(None, (part.strip() for part in parameters.text(name).split(","))):
         sizes = [parameters.parse_count(name, size) for size in part.split("x")]

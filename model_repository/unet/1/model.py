@@ -3,6 +3,7 @@
 from __future__ import annotations  # Triton's classes are in its module only after this one is imported
 
 import json
+import os
 import sys
 import threading
 import time
@@ -20,15 +21,19 @@ from denoising_engine import DenoisingEngine
 from denoising_errors import DenoisingError, RequestCancelledError, StageError
 from denoising_job import Progress
 from denoising_request import DenoisingRequest
+from device_choice import device_of
 from loop_metrics import LoopMetrics, PublishedMetrics
 from loop_options import LoopOptions
 from noise_schedulers import NoiseSchedulers
+from prepared_unet import PreparedUNet
 from scheduler_steps import SchedulerSteps
-from unet_forward import UNetForward
 
 if TYPE_CHECKING:
     from job_entry import JobEntry
     from stage_setup import StageSetup
+
+DEVICE_LOST_STATUS = 70
+"""Of the process whose GPU has failed."""
 
 
 class TritonPythonModel:
@@ -55,20 +60,25 @@ class TritonPythonModel:
         stage = _set_up(args)
         self._board = stage.board
         options = LoopOptions.from_parameters(stage.parameters)
-        on_gpu = args["model_instance_kind"] == "GPU" and torch.cuda.is_available()
-        device = torch.device("cuda", int(args["model_instance_device_id"])) if on_gpu else torch.device("cpu")
+        device = device_of(args["model_instance_kind"], int(args["model_instance_device_id"]))
         schedulers = NoiseSchedulers.load(stage.folder / "scheduler" / "scheduler_config.json")
         labels = {"model": args["model_name"], "version": args["model_version"]}
         metrics = LoopMetrics()
         self._published = PublishedMetrics(metrics, pb_utils.MetricFamily, labels)
         self._is_closing = False
+        prepared = PreparedUNet(stage.folder / "unet", device, options, _report)
         self._engine = DenoisingEngine(
-            lambda: _load_unet(stage.folder / "unet", device, options),
+            prepared.load,
             SchedulerSteps(schedulers, device),
             options,
             metrics,
             on_poll=self._on_poll,
+            on_device_lost=self._end_process,
+            make_graphs=prepared.make_graphs,
         )
+        self._published.publish_choice({"device": str(device), **prepared.choice.describe(prepared.unet.dtype)})
+        prepared.compile_in_background()
+        self._prepared = prepared
         self._responder = ThreadPoolExecutor(max_workers=1, thread_name_prefix="responder")
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse | None]:
@@ -77,6 +87,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Finish what runs, and answer it."""
+        self._prepared.close()
         self._engine.close()
         self._responder.shutdown()
 
@@ -85,6 +96,12 @@ class TritonPythonModel:
         if not self._is_closing and self._board.is_stopping():
             self._is_closing = True
             threading.Thread(target=self._engine.close, args=[0.0]).start()  # it waits for the thread that this is
+
+    def _end_process(self) -> None:
+        """Answer those who wait, and end: only a new process can use the GPU again; whoever runs Triton starts it."""
+        pb_utils.Logger.log_error("unet: the GPU has failed, and this process ends.")
+        self._responder.shutdown()
+        os._exit(DEVICE_LOST_STATUS)
 
     def _start_or_refuse(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse | None:
         entry, state_after = self._entry(request)
@@ -155,11 +172,8 @@ def _set_up(args: dict[str, str]) -> StageSetup:
     return set_up_stage(args, pb_utils.Logger.log_warn)
 
 
-def _load_unet(folder: Path, device: torch.device, options: LoopOptions) -> UNetForward:
-    unet = UNetForward.load(folder, device, options.text_buckets[-1], options.dtype)
-    for shape, seconds in unet.prepare(options.preparation):
-        pb_utils.Logger.log_info(f"unet: prepared {shape} (rows x frames x tokens) in {seconds:.1f} s")
-    return unet
+def _report(sentence: str) -> None:
+    pb_utils.Logger.log_info(f"unet: {sentence}")
 
 
 def _denoising_request(inputs: dict[str, np.ndarray]) -> DenoisingRequest:

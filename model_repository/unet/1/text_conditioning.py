@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from device_copies import to_device
 from diffusers import AudioLDM2UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class TextProjection(nn.Module):
         """
         weight = self.prompt.weight
         generated, prompt, mask = (
-            tensor.to(weight.device, weight.dtype)
+            to_device(tensor, weight.device).to(weight.dtype)
             for tensor in (generated_prompt_embeds, prompt_embeds, attention_mask)
         )
         return Conditioning(self.generated(generated), self.prompt(prompt), mask)

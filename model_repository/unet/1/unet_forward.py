@@ -8,7 +8,7 @@ import torch
 from cpu_layers import use_onednn_linear, use_transposed_upsampling
 from diffusers import AudioLDM2UNet2DConditionModel
 from distinct_rows import DistinctRows
-from fixed_shape_forward import FixedShapeForward, use_compile_cache
+from fixed_shape_forward import FixedShapeForward, Forward, use_compile_cache
 from safetensors import safe_open
 from text_conditioning import Conditioning, TextProjection
 from torch import Tensor
@@ -46,6 +46,7 @@ class UNetForward:
             max_tokens=max_tokens,
         )
         self._fixed: dict[FixedShape, FixedShapeForward] = {}
+        self._compiled: dict[FixedShape, Forward] = {}
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, max_tokens: int, dtype: torch.dtype | None) -> "UNetForward":
@@ -80,22 +81,39 @@ class UNetForward:
         forward = self._fixed[shape] if shape else self._eager_on_distinct_rows
         return forward(latents, timesteps, conditioning).float()
 
+    def forward_at(self, shape: FixedShape) -> Forward:
+        """Return the fastest forward that there is for inputs of exactly this shape; it waits for no device."""
+        function = self._compiled.get(shape, self._eager)
+        return lambda latents, timesteps, conditioning: function(latents, timesteps, conditioning).float()
+
     def prepare(self, preparation: Preparation) -> Iterator[tuple[FixedShape, float]]:
-        """Compile and capture every fixed shape; yield each with the seconds that it took."""
-        if preparation.compile_backend and preparation.cache_folder:
-            use_compile_cache(preparation.cache_folder)
+        """Compile every fixed shape, or let it be filled up to; yield each with the seconds that it took."""
         function = self._eager
         if preparation.compile_backend:
-            limit = max(torch._dynamo.config.recompile_limit, len(preparation.fixed_shapes))
+            if preparation.cache_folder:
+                use_compile_cache(preparation.cache_folder)
+            shapes = {*self._fixed, *self._compiled, *(preparation.fixed_shapes or ())}
+            limit = max(torch._dynamo.config.recompile_limit, len(shapes))
             torch._dynamo.config.recompile_limit = limit  # beyond it, shapes would silently run eagerly
             function = torch.compile(self._eager, backend=preparation.compile_backend, dynamic=False)
-        for shape in preparation.fixed_shapes:
+        for shape in preparation.fixed_shapes or ():
             start = time.perf_counter()
-            inputs = self._blank_inputs(shape)
-            capture = preparation.use_cuda_graphs and self.device.type == "cuda"
             with torch.inference_mode():
-                self._fixed[shape] = FixedShapeForward(function, *inputs, capture=capture)
+                forward = FixedShapeForward(function, *self._blank_inputs(shape))
+            if self.device.type == "cpu":
+                self._fixed[shape] = forward
+            else:
+                self._compiled[shape] = function
             yield shape, time.perf_counter() - start
+
+    def blank_text(self, vectors: int = NUM_VECTORS, rows: int = 1, tokens: int = 1) -> Conditioning:
+        """Return text of zeros, as wide as what `project` returns."""
+        on_device = {"device": self.device, "dtype": self.dtype}
+        return Conditioning(
+            torch.zeros(rows, vectors, self._projection.generated.out_features, **on_device),
+            torch.zeros(rows, tokens, self._projection.prompt.out_features, **on_device),
+            torch.zeros(rows, tokens, **on_device),
+        )
 
     def _eager_on_distinct_rows(self, latents: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         if self._distinct_rows is None:
@@ -124,16 +142,16 @@ class UNetForward:
         )
 
     def _blank_inputs(self, shape: FixedShape) -> tuple[Tensor, Tensor, Conditioning]:
-        on_device = {"device": self.device, "dtype": self.dtype}
         return (
             torch.zeros(shape.rows, self.sizes.num_channels, shape.frames, NUM_BINS, device=self.device),
-            torch.zeros(shape.rows, device=self.device),
-            Conditioning(
-                torch.zeros(shape.rows, NUM_VECTORS, self._projection.generated.out_features, **on_device),
-                torch.zeros(shape.rows, shape.tokens, self._projection.prompt.out_features, **on_device),
-                torch.zeros(shape.rows, shape.tokens, **on_device),
-            ),
+            torch.zeros(shape.rows, 2, device=self.device).unbind(1)[0],  # in memory as DenoisingSlots has them
+            self.blank_text(rows=shape.rows, tokens=shape.tokens),
         )
+
+
+def default_frames(folder: Path) -> int:
+    """Return the latent frames of the checkpoint's own length of audio, from the configuration in its `folder`."""
+    return int(AudioLDM2UNet2DConditionModel.load_config(folder)["sample_size"])
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -39,19 +39,23 @@ class FixedShape:
         return f"{self.rows}x{self.frames}x{self.tokens}"
 
 
+AUTO = "auto"
+"""What the device decides (device_defaults.py)."""
+
+
 @dataclass(frozen=True)
 class Preparation:
     """How the forward is made fast.
 
     Attributes:
-        compile_backend: Of `torch.compile`, such as `inductor`; empty for eager.
-        use_cuda_graphs: Whether each fixed shape is captured. Without a GPU, it does nothing.
-        fixed_shapes: What is prepared; other shapes run eagerly.
+        compile_backend: Of `torch.compile`, such as `inductor`; empty for eager; or AUTO.
+        cuda_graphs: `on`, `off` or AUTO. Without a GPU there are none.
+        fixed_shapes: What is prepared; other shapes run eagerly. None for AUTO.
         cache_folder: Where compiled artefacts are kept; it is made private to its owner, since those who can write
             there can run code here.
     """
 
     compile_backend: str = ""
-    use_cuda_graphs: bool = False
-    fixed_shapes: tuple[FixedShape, ...] = ()
+    cuda_graphs: str = "off"
+    fixed_shapes: tuple[FixedShape, ...] | None = ()
     cache_folder: Path | None = None

@@ -1,0 +1,52 @@
+"""Compiles the UNet for one shape after the other while requests are served without.
+
+It takes minutes on a GPU, and nobody waits for it: each shape is used from when it is done.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from unet_shapes import FixedShape
+
+
+class BackgroundCompiler:
+    """A thread that ends when all is compiled, or when it is told to, after the present shape.
+
+    Args:
+        compile_shape: Compiles one; takes long.
+        shapes: What to compile, the most useful first.
+        on_done: Called after each, in this thread.
+        report: Called with a sentence about each.
+    """
+
+    def __init__(
+        self,
+        compile_shape: Callable[[FixedShape], object],
+        shapes: Sequence[FixedShape],
+        on_done: Callable[[FixedShape], object],
+        report: Callable[[str], object],
+    ) -> None:
+        self._compile, self._shapes, self._on_done, self._report = compile_shape, shapes, on_done, report
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="background-compiler", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Start no other shape. The thread is a daemon: what it compiles doesn't keep the process."""
+        self._closing.set()
+
+    def _run(self) -> None:
+        for shape in self._shapes:
+            if self._closing.is_set():
+                return
+            started = time.perf_counter()
+            try:
+                self._compile(shape)
+            except Exception as error:  # it goes on as it is
+                self._report(
+                    f"{shape} can't be compiled ({type(error).__name__}: {str(error)[:300]}); it runs without."
+                )
+                return
+            self._report(f"compiled {shape} (rows x frames x tokens) in {time.perf_counter() - started:.1f} s")
+            self._on_done(shape)

@@ -1,0 +1,227 @@
+"""The jobs of one latent size, packed so that a forward takes few operations, whatever their number.
+
+From forward to forward nothing comes from the host: indices are written when a job comes or goes, and the cursors in
+DenoisingSlots move on by themselves. So all of a tick can be recorded as a CUDA graph.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from denoising_errors import as_denoising_error
+from denoising_job import NUM_NOISES, Job
+from denoising_slots import BLANK, DenoisingSlots
+from device_copies import to_device
+from row_seats import Row, RowRange, rearrange
+from scheduler_steps import DiffusersSteps
+from seated_text import SeatedText
+from step_table import MAX_MEMORY
+from text_conditioning import Conditioning
+from torch import Tensor
+
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
+"""Scaled latents, timesteps and text of some rows -> their noise predictions."""
+
+RESERVED_FORWARDS = 8192
+"""In the tables of a batch that is prepared beforehand, of all jobs: 32 with 256 forwards each."""
+
+_SLOT, _LATENTS, _NOISE, _WAVEFORM, _MOVE = range(5)
+"""What `_indices` has: by seat, the row's slot, and which of all tensors of the states are its latents and its noise
+prediction; by waveform, its slot, and by how much its cursor moves."""
+
+
+class DenoisingBatch:
+    """Jobs with equal keys, and the seats of their rows in a forward.
+
+    Args:
+        shape: Channels, frames and bins of a latent.
+        device: Where the latents are.
+        text_buckets: Text is padded to the smallest of these, to few different shapes.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device, text_buckets: tuple[int, ...]) -> None:
+        self._device, self._text_buckets = device, text_buckets
+        self._slots, self._text = DenoisingSlots(shape, device), SeatedText()
+        self._ranges: tuple[RowRange, ...] = ()
+        self._indices = torch.zeros(5, 0, dtype=torch.int64, device=device)
+        self._indexed_slots = 0
+        self.rows: list[Row] = []
+        self.jobs: list[Job] = []
+        self.tokens = 0
+
+    def bucket_of(self, tokens: int) -> int:
+        """Return the smallest bucket with room for `tokens`; beyond the largest one, `tokens` itself."""
+        return min((bucket for bucket in self._text_buckets if bucket >= tokens), default=tokens)
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """Changes when a tensor was replaced by a larger one: what was recorded with the old ones is void."""
+        return self._slots.version, self._text.version, self._indices.shape[1]
+
+    def admit(self, job: Job) -> None:
+        """Give a job its place."""
+        self._slots.admit(job)
+
+    def release(self, job: Job) -> None:
+        """Take a job's place back. What the device still has to do with it comes before what others do there."""
+        self._slots.release(job)
+
+    def reserve(self, text: Conditioning, rows: int, tokens: int) -> None:
+        """Make room for what is usual, so that no tensor is replaced later, and have blank rows with some text.
+
+        Args:
+            text: Any row's, for its widths and its type.
+            rows: Of a forward.
+            tokens: T5 states of a row.
+        """
+        self._slots.reserve(rows, MAX_MEMORY, RESERVED_FORWARDS)
+        self._text.reserve(text, rows, tokens)
+        self._reserve_indices(rows)
+        self._text.randomize()
+        self.rows, self.jobs, self._ranges = [], [], ()
+        self._write_indices()
+
+    def seat(self, ranges: tuple[RowRange, ...]) -> None:
+        """Seat these rows and no others; it does nothing while they stay the same."""
+        if ranges != self._ranges:
+            rows = rearrange(self.rows, ranges)
+            with self._unseated_if_it_fails():
+                self._write_text(rows)
+                self.rows, self.jobs, self._ranges = rows, list(dict.fromkeys(row.job for row in rows)), ranges
+                self._write_indices()
+        elif self._indexed_slots != self._slots.version:
+            self._write_indices()
+
+    def set_input_scales(self) -> None:
+        """Set what the latents are multiplied by, of those jobs whose schedulers tell it only now; abort what fails."""
+        for job in self.jobs:
+            if isinstance(job.steps, DiffusersSteps):
+                with _blaming(job):
+                    self._slots.set_input_scale(job, job.steps.input_scale(job.forwards_done))
+
+    def inputs(self, seats: slice, tokens: int) -> tuple[Tensor, Tensor, Conditioning]:
+        """Return what the UNet needs for the rows of some seats: scaled latents, timesteps, text."""
+        slots = self._slots
+        cursors = slots.cursors.index_select(0, self._indices[_SLOT, seats])
+        timesteps, scales = slots.inputs.index_select(0, cursors).unbind(1)
+        latents = slots.states.flatten(0, 1).index_select(0, self._indices[_LATENTS, seats])
+        return latents.mul_(scales[:, None, None, None]), timesteps, self._text.view(seats, tokens)
+
+    def store(self, seats: slice, noise_pred: Tensor) -> None:
+        """Keep the UNet's output until all rows of the jobs are done."""
+        self._slots.states.flatten(0, 1).index_copy_(0, self._indices[_NOISE, seats], noise_pred)
+
+    def forward_and_advance(self, predict: Predict, rows: int, tokens: int) -> Tensor:
+        """Do a forward of so many seats, empty ones included, and a step of all table schedulers; return the noise.
+
+        Nothing of it depends on the host: it can be recorded, and holds for whoever is seated when it is replayed.
+        """
+        seats = slice(0, rows)
+        noise_pred = predict(*self.inputs(seats, tokens))
+        self.store(seats, noise_pred)
+        self._advance_slots(self._indices[_WAVEFORM, seats], self._indices[_MOVE, seats])
+        return noise_pred
+
+    def advance(self, jobs: list[Job]) -> None:
+        """Move jobs, all rows of which have gone through the UNet, to their next timestep; abort those that fail."""
+        try:
+            self._advance_slots(*self._waveforms_of(jobs))
+        except Exception:  # somebody's fault: alone, each shows whose
+            for job in jobs:
+                with _blaming(job):
+                    self._advance_slots(*self._waveforms_of([job]))
+        self.count_forward(jobs)
+
+    def count_forward(self, jobs: list[Job]) -> None:
+        """Do what is left of a step once the tables have done their part; abort those that fail."""
+        for job in jobs:
+            if isinstance(job.steps, DiffusersSteps) and not job.error:
+                with _blaming(job):
+                    self._advance_by_diffusers(job, job.steps)
+            job.rows_done = 0
+            job.forwards_done += 1
+
+    def _advance_slots(self, index: Tensor, moves: Tensor) -> None:
+        """Multiply the state of every waveform, below its noise predictions, by its own matrix; int64 [waveforms]."""
+        slots = self._slots
+        weights = slots.weights.index_select(0, slots.cursors.index_select(0, index))
+        states = slots.states.flatten(2)
+        states[:, NUM_NOISES:].index_copy_(0, index, torch.bmm(weights, states.index_select(0, index)))
+        slots.cursors.index_add_(0, index, moves)
+
+    def _advance_by_diffusers(self, job: Job, steps: DiffusersSteps) -> None:
+        unconditional, with_prompt = job.tensors[:, :NUM_NOISES].unbind(1)
+        noise_pred = with_prompt
+        if job.is_guided and job.request.guidance_scale is not None:
+            noise_pred = unconditional + job.request.guidance_scale * (with_prompt - unconditional)
+        job.latents.copy_(steps.step(job.forwards_done, noise_pred, job.latents.clone()))
+
+    def _waveforms_of(self, jobs: list[Job]) -> tuple[Tensor, Tensor]:
+        """Return the slots of the jobs' waveforms, and a one for each."""
+        count = sum(job.request.num_waveforms for job in jobs)
+        if jobs == self.jobs and count <= self._indices.shape[1]:
+            return self._indices[_WAVEFORM, :count], self._indices[_MOVE, :count]
+        slots = torch.tensor([slot for job in jobs for slot in self._slots.slots_of(job)], dtype=torch.int64)
+        index = to_device(slots, self._device)
+        return index, torch.ones_like(index)
+
+    def _write_text(self, rows: list[Row]) -> None:
+        """Move the text of those that change their seat, and write that of newcomers."""
+        if not rows:
+            return
+        self.tokens = self.bucket_of(max(row.job.conditioning.tokens for row in rows))
+        self._text.reserve(rows[0].job.conditioning, _power_of_two(len(rows)), self.tokens)
+        seats = {row: seat for seat, row in enumerate(self.rows)}
+        moved = [(seats[row], seat) for seat, row in enumerate(rows) if seats.get(row, seat) != seat]
+        if moved:
+            self._text.move(*(self._upload(list(side)) for side in zip(*moved, strict=True)))
+        new: dict[Job, list[tuple[int, int]]] = {}
+        for seat, row in enumerate(rows):
+            if row not in seats:
+                new.setdefault(row.job, []).append((seat, row.prompt))
+        for job, places in new.items():
+            own_seats, prompts = (self._upload(list(side)) for side in zip(*places, strict=True))
+            self._text.write(own_seats, job.conditioning.rows(prompts))
+
+    def _write_indices(self) -> None:
+        self._reserve_indices(_power_of_two(len(self.rows)))
+        size, tensors = self._indices.shape[1], self._slots.tensors_per_slot
+        by_seat = [
+            (slot, slot * tensors + NUM_NOISES, slot * tensors + row.noise)
+            for row in self.rows
+            for slot in [self._slots.slots_of(row.job)[row.waveform]]
+        ]
+        by_seat += [(BLANK, BLANK * tensors + NUM_NOISES, BLANK * tensors)] * (size - len(by_seat))
+        by_waveform = [(slot, 1) for job in self.jobs for slot in self._slots.slots_of(job)][:size]
+        by_waveform += [(BLANK, 0)] * (size - len(by_waveform))
+        columns = [*zip(*by_seat, strict=True), *zip(*by_waveform, strict=True)]
+        self._indices.copy_(self._upload(columns))
+        self._indexed_slots = self._slots.version
+
+    def _reserve_indices(self, rows: int) -> None:
+        if rows > self._indices.shape[1]:
+            self._indices = torch.zeros(5, rows, dtype=torch.int64, device=self._device)
+
+    def _upload(self, values: list) -> Tensor:  # type: ignore[type-arg]
+        return to_device(torch.tensor(values, dtype=torch.int64), self._device)
+
+    @contextlib.contextmanager
+    def _unseated_if_it_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.rows, self.jobs, self._ranges = [], [], ()
+            raise
+
+
+@contextlib.contextmanager
+def _blaming(job: Job) -> Iterator[None]:
+    """Abort a job whose own computation fails, and go on."""
+    try:
+        yield
+    except Exception as error:
+        job.abort(as_denoising_error(error))
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << max(0, count - 1).bit_length()

@@ -1,0 +1,252 @@
+"""The loop on GPUs that are simulated: no tick waits for the device, none mixes devices, and results are diffusers'.
+
+What tests/helpers/simulated_cuda.py can't show, a real GPU must: speed, and what kernels compute there.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from denoising_errors import DeviceLostError, ForwardMemoryError, RequestCancelledError
+from denoising_job import Job
+from denoising_loop import DenoisingLoop
+from denoising_request import DenoisingRequest
+from loop_metrics import LoopMetrics
+from noise_schedulers import NoiseSchedulers
+from scheduler_steps import SchedulerSteps
+from tick_graphs import TickGraphs
+from unet_forward import UNetForward
+
+from tests.helpers.simulated_cuda import CudaTensor, Simulator, simulated_cuda
+from tests.helpers.tiny_unet import SCHEDULER_CONFIG, make_request, make_unet, reference_latents, relative_rms
+
+TOLERANCE = 1e-5
+BUCKETS = (8, 16, 32)
+ROWS = (1, 2, 4, 8)
+KEY = (8, 16, 16, 8)
+"""Channels, frames and bins of the latents of `make_request`, and GPT-2's vectors."""
+SCHEDULERS = NoiseSchedulers(SCHEDULER_CONFIG).names
+# DPMSolverSDEScheduler asks torchsde for an interval that ends a rounding error behind the last time.
+pytestmark = pytest.mark.filterwarnings("ignore:Should have tb<=t1:UserWarning")
+
+
+@pytest.fixture
+def gpu(monkeypatch) -> Iterator[Simulator]:
+    with simulated_cuda(monkeypatch) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def two_gpus(monkeypatch) -> Iterator[Simulator]:
+    with simulated_cuda(monkeypatch, num_devices=2) as simulator:
+        yield simulator
+
+
+class Loop:
+    """A loop over a tiny UNet on a simulated GPU."""
+
+    def __init__(self, *, graphs: bool = False, device: int = 0, max_frames: int = 16384) -> None:
+        place = torch.device("cuda", device)
+        torch.cuda.set_device(place)
+        self.unet = UNetForward(make_unet(), place, 512)
+        self.schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), place)
+        self.reports: list[str] = []
+        self.graphs = (
+            TickGraphs(self.unet.forward_at, torch.float32, ROWS, self.reports.append, [(KEY, 16)]) if graphs else None
+        )
+        self.metrics = LoopMetrics()
+        self.loop = DenoisingLoop(self.unet, max_frames, BUCKETS, self.metrics, graphs=self.graphs)
+        self.use_idle_time()
+
+    def use_idle_time(self) -> int:
+        times = 0
+        while self.loop.use_idle_time():
+            times += 1
+        return times
+
+    def start(self, request: DenoisingRequest) -> Job:
+        job = Job(request, self.schedulers.create(request.scheduler))
+        self.loop.admit(job)
+        return job
+
+    def run(self, until: Callable[[], bool] | None = None) -> int:
+        ticks = 0
+        while not (self.loop.is_idle or (until and until())):
+            self.loop.tick()
+            ticks += 1
+            assert ticks < 1000
+        return ticks
+
+
+def error_of(job: Job) -> float:
+    return relative_rms(job.future.result(0), reference_latents(make_unet(), job.request))
+
+
+def waits(events: Counter[str]) -> dict[str, int]:
+    return {kind: events[kind] for kind in ("copy", "wait")}
+
+
+NONE = {"copy": 0, "wait": 0}
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_every_scheduler_gives_on_a_gpu_what_diffusers_gives(gpu, scheduler, graphs):
+    loop = Loop(graphs=graphs)
+    jobs = [loop.start(make_request(steps=4, scheduler=scheduler)), loop.start(make_request(steps=3, seed=1))]
+    gpu.take()
+    loop.run()
+    assert (gpu.take()["replay"] > 0) == graphs
+    assert max(map(error_of, jobs)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("requests", [1, 4])
+def test_neither_a_tick_nor_an_admission_waits_for_the_gpu(gpu, requests, graphs):
+    loop = Loop(graphs=graphs)
+    gpu.take()
+    jobs = [loop.start(make_request(steps=6, seed=seed)) for seed in range(requests)]
+    assert waits(gpu.take()) == NONE
+    for tick in range(6):
+        loop.loop.tick()
+        events = gpu.take()
+        assert waits(events) == NONE, tick
+        assert events["event wait"] <= 3
+        if graphs:
+            assert events["replay"] == 1
+            assert (1 <= tick < 5 and events["kernel"] == 0) or tick in (0, 5)
+    loop.run()
+    assert max(map(error_of, jobs)) <= TOLERANCE
+
+
+def test_who_comes_and_goes_makes_nobody_wait(gpu):
+    loop = Loop(graphs=True)
+    jobs = [loop.start(make_request(steps=3 + 2 * seed, seed=seed)) for seed in range(3)]
+    gpu.take()
+    while not loop.loop.is_idle:
+        loop.loop.tick()
+        if len(jobs) < 7:
+            jobs.append(loop.start(make_request(steps=2 + len(jobs) % 3, seed=len(jobs), guidance_scale=None)))
+    assert waits(gpu.take()) == NONE
+    assert max(map(error_of, jobs)) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_tick_is_at_most_two_ahead_of_the_gpu_and_a_cancelled_request_ends_with_the_next():
+    loop = Loop()
+    cancelled, other = loop.start(make_request(steps=10)), loop.start(make_request(steps=10, seed=1))
+    for _ in range(4):
+        loop.loop.tick()
+        assert len(loop.loop._launched) <= 2
+    cancelled.abort(RequestCancelledError("not wanted"))
+    assert loop.loop.tick() == [cancelled]
+    loop.run()
+    assert error_of(other) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_request_is_answered_as_soon_as_the_gpu_is_done_with_it_and_not_before():
+    loop = Loop()
+    job, long = loop.start(make_request(steps=2)), loop.start(make_request(steps=9, seed=1))
+    finished = [loop.loop.tick() for _ in range(4)]
+    assert finished == [[], [], [], [job]], "two ticks later: when the GPU was waited for"
+    assert error_of(job) <= TOLERANCE, "what is on its way would be NaN"
+    loop.run()
+    assert error_of(long) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_memory_that_is_short_for_once_is_counted_and_costs_nobody_their_result(monkeypatch):
+    loop = Loop()
+    jobs = [loop.start(make_request(steps=3, seed=seed)) for seed in range(4)]
+    eager, failures = loop.unet._eager, []
+
+    def short_of_memory(latents, *rest):
+        if len(latents) > 3 and len(failures) < 2:
+            failures.append(len(latents))
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return eager(latents, *rest)
+
+    monkeypatch.setattr(loop.unet, "_eager", short_of_memory)
+    loop.run()
+    assert failures == [8, 4]
+    assert loop.metrics.take().shortages == 2
+    assert max(map(error_of, jobs)) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_row_that_never_fits_fails_alone(monkeypatch):
+    loop = Loop()
+    large, small = loop.start(make_request(frames=40, steps=2)), loop.start(make_request(steps=2))
+    eager = loop.unet._eager
+
+    def fail(latents, *rest):
+        if latents.shape[2] == 40:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return eager(latents, *rest)
+
+    monkeypatch.setattr(loop.unet, "_eager", fail)
+    loop.run()
+    with pytest.raises(ForwardMemoryError):
+        large.future.result(0)
+    assert error_of(small) <= TOLERANCE
+
+
+def test_a_failed_gpu_is_told_to_all_and_to_the_caller_of_the_loop(gpu):
+    loop = Loop()
+    jobs = [loop.start(make_request(steps=9, seed=seed)) for seed in range(2)]
+    loop.loop.tick()
+    gpu.is_broken = True
+    with pytest.raises(DeviceLostError, match="the GPU has failed") as caught:
+        loop.run()
+    assert set(loop.loop.fail_all(caught.value)) == set(jobs)
+    assert all(isinstance(job.future.exception(0), DeviceLostError) for job in jobs)
+    assert loop.loop.is_idle
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("graphs", [False, True])
+def test_all_of_it_happens_on_the_gpu_that_was_chosen(graphs):
+    loop = Loop(graphs=graphs, device=1)
+    job = loop.start(make_request(steps=3))
+    assert isinstance(job.tensors, CudaTensor)
+    assert job.tensors.place == torch.device("cuda", 1)
+    loop.run()
+    assert error_of(job) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_graph_that_was_captured_on_another_gpu_is_not_used():
+    loop = Loop(device=1)
+    graphs = TickGraphs(loop.unet.forward_at, torch.float32, ROWS, loop.reports.append, [(KEY, 16)])
+    loop.loop._graphs = graphs
+    torch.cuda.set_device(0)  # what nobody called once: streams and captures then belong to the first one
+    loop.use_idle_time()
+    assert "a replay differs from its forward" in loop.reports[0]
+    job = loop.start(make_request(steps=3))
+    loop.run()
+    assert error_of(job) <= TOLERANCE
+
+
+def test_another_length_gets_graphs_when_it_comes_a_second_time_and_nobody_waits(gpu):
+    loop = Loop(graphs=True)
+    for number in range(4):
+        job = loop.start(make_request(frames=24, steps=3, seed=number))
+        assert not loop.loop.use_idle_time(), "somebody waits"
+        gpu.take()
+        loop.run()
+        assert (gpu.take()["replay"] > 0) == (number >= 2)
+        assert error_of(job) <= TOLERANCE
+        assert (loop.use_idle_time() > 0) == (number == 1)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_longer_text_than_the_graphs_have_runs_without_them():
+    loop = Loop(graphs=True)
+    job = loop.start(make_request(tokens=20, steps=3))
+    loop.run()
+    assert error_of(job) <= TOLERANCE
+    again = loop.start(make_request(tokens=9, steps=3))
+    loop.run()
+    assert error_of(again) <= TOLERANCE
