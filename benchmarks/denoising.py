@@ -62,7 +62,7 @@ class Engine:
         self.metrics = LoopMetrics()
         self._engine = DenoisingEngine(
             lambda: UNetForward.load(checkpoint / "unet", CPU, 512, None),
-            SchedulerSteps(schedulers, CPU),
+            SchedulerSteps(schedulers),
             make_options(),
             self.metrics,
         )

@@ -198,7 +198,7 @@ def _time_diffusers_loop(bench: Bench, dtype: torch.dtype, steps: int) -> Sample
 
 
 def _time_our_loop(bench: Bench, preparation: Preparation, requests: int, steps: int) -> Samples:
-    schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), bench.device)
+    schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG))
     with DenoisingEngine(lambda: bench.ours(preparation), schedulers, OPTIONS, LoopMetrics()) as engine:
         return bench.measure(partial(_our_loop, bench, engine, requests, steps), warm_up=1)
 

@@ -371,7 +371,7 @@ def test_a_scheduler_that_is_exported_steps_as_in_diffusers(checkpoint, tmp_path
     edit_json(index, {"scheduler": ["diffusers", config["_class_name"]]})
     found = Checkpoint.find(str(checkpoint))
     write_scheduler_config(found, tmp_path / "scheduler")
-    schedulers = SchedulerSteps(NoiseSchedulers.load(tmp_path / "scheduler" / "scheduler_config.json"), CPU)
+    schedulers = SchedulerSteps(NoiseSchedulers.load(tmp_path / "scheduler" / "scheduler_config.json"))
     loaded = found.load("scheduler")
     write_tokenizer_files(found, tmp_path / "tokenizer")
     names = SchedulerNames.load(tmp_path / "tokenizer" / "scheduler_classes.json")

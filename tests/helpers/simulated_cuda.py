@@ -15,7 +15,6 @@ What is like CUDA:
 """
 
 import contextlib
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -47,14 +46,12 @@ class Simulator:
         events: `copy` (the host waits for it), `async copy`, `wait` (the host waits for all), `event wait`, `kernel`,
             `replay`, with what each was of.
         is_broken: Whether a GPU has failed.
-        pinned: Tensors of the host that a GPU can copy by itself.
     """
 
     num_devices: int = 1
     current: int = 0
     events: list[tuple[str, str]] = field(default_factory=list)
     is_broken: bool = False
-    pinned: "weakref.WeakSet[Any]" = field(default_factory=weakref.WeakSet)
     capture: "Graph | None" = None
     _arriving: list[Callable[[], object]] = field(default_factory=list)
 
@@ -225,9 +222,9 @@ def _copy(func: Any, name: str, args: Any, kwargs: Any) -> Any:
     non_blocking = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
     if target == CPU:
         host = args[0] if name == "copy_" else torch.empty(source.shape, dtype=kwargs.get("dtype") or source.dtype)
-        SIMULATOR.copy_to_host(host, source.values, may_be_late=bool(non_blocking) and host in SIMULATOR.pinned)
+        SIMULATOR.copy_to_host(host, source.values, may_be_late=bool(non_blocking) and is_pinned(host))
         return host
-    if start == CPU and non_blocking and source in SIMULATOR.pinned:
+    if start == CPU and non_blocking and is_pinned(source):
         SIMULATOR.note("async copy", "to a GPU")
     else:
         SIMULATOR.wait("copy", f"to {target}")
@@ -334,26 +331,34 @@ class _Stream:
     def wait_stream(self, _other: Any) -> None: ...
 
 
+def _index_of(device: Any) -> int:
+    return device if isinstance(device, int) else torch.device(device).index or 0
+
+
 @contextlib.contextmanager
 def _present_device(device: Any) -> Iterator[None]:
-    index = device if isinstance(device, int) else (torch.device(device).index or 0)
-    before, SIMULATOR.current = SIMULATOR.current, index
+    before, SIMULATOR.current = SIMULATOR.current, _index_of(device)
     try:
         yield
     finally:
         SIMULATOR.current = before
 
 
+def is_pinned(tensor: torch.Tensor) -> bool:
+    """Say whether a GPU can copy from or to a tensor of the host by itself."""
+    return getattr(tensor, "is_simulated_pinned", False)
+
+
 def _pin(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
     pinned = tensor.clone()
-    SIMULATOR.pinned.add(pinned)
+    pinned.is_simulated_pinned = True  # type: ignore[attr-defined]
     return pinned
 
 
 def _empty(*args: Any, pin_memory: bool = False, **options: Any) -> torch.Tensor:
     tensor = _REAL_EMPTY(*args, **options)
     if pin_memory:
-        SIMULATOR.pinned.add(tensor)
+        tensor.is_simulated_pinned = True  # type: ignore[attr-defined]
     return tensor
 
 
@@ -368,7 +373,7 @@ def simulated_cuda(monkeypatch: Any, num_devices: int = 1) -> Iterator[Simulator
         "is_available": lambda: True,
         "device_count": lambda: SIMULATOR.num_devices,
         "current_device": lambda: SIMULATOR.current,
-        "set_device": lambda device: setattr(SIMULATOR, "current", torch.device(device).index or 0),
+        "set_device": lambda device: setattr(SIMULATOR, "current", _index_of(device)),
         "device": _present_device,
         "synchronize": lambda *_: SIMULATOR.wait("wait", "synchronize"),
         "empty_cache": lambda: SIMULATOR.wait("wait", "empty_cache"),
@@ -379,6 +384,7 @@ def simulated_cuda(monkeypatch: Any, num_devices: int = 1) -> Iterator[Simulator
         "CUDAGraph": Graph,
         "graph": _capturing,
         "graph_pool_handle": lambda: (0, 0),
+        "mem_get_info": lambda *_: (8, 10),
         "_lazy_init": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, replacement)

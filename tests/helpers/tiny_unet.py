@@ -46,7 +46,7 @@ def make_forward(seed: int = 0) -> UNetForward:
 
 def make_schedulers() -> SchedulerSteps:
     """Return the schedulers of the demo checkpoint."""
-    return SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG), CPU)
+    return SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG))
 
 
 def make_options(**changes: Any) -> LoopOptions:

@@ -137,7 +137,7 @@ class DenoisingSlots:
             cursors[:old_slots].copy_(self.cursors)
         else:
             states[BLANK, NUM_NOISES].copy_(to_device(torch.randn(self._shape), self._device))
-            weights[BLANK, 0, NUM_NOISES] = 1.0
+            weights[BLANK, 0, NUM_NOISES].fill_(1.0)
         self.states, self.inputs, self.weights, self.cursors = states, inputs, weights, cursors
         self._slots.grow(slots)
         self._rows.grow(rows)

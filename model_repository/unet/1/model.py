@@ -69,7 +69,7 @@ class TritonPythonModel:
         prepared = PreparedUNet(stage.folder / "unet", device, options, _report)
         self._engine = DenoisingEngine(
             prepared.load,
-            SchedulerSteps(schedulers, device),
+            SchedulerSteps(schedulers),
             options,
             metrics,
             on_poll=self._on_poll,

@@ -25,12 +25,12 @@ class DiffusersSteps:
 
     memory = 1
 
-    def __init__(self, scheduler: SchedulerMixin, request: SchedulerRequest, device: torch.device) -> None:
+    def __init__(self, scheduler: SchedulerMixin, request: SchedulerRequest) -> None:
         with as_scheduler_error(request):
-            scheduler.set_timesteps(request.num_inference_steps, device=device)
+            scheduler.set_timesteps(request.num_inference_steps)
         self._scheduler, self._request = scheduler, request
         self._timesteps = scheduler.timesteps
-        self.timesteps = self._timesteps.float().cpu().numpy()
+        self.timesteps = self._timesteps.float().numpy()
         self.init_noise_sigma = float(scheduler.init_noise_sigma)
         self._generator = torch.Generator("cpu").manual_seed(request.seed)
         self._options = step_options(scheduler, self._generator, request.eta)
@@ -80,11 +80,10 @@ class SchedulerSteps:
 
     Args:
         schedulers: The checkpoint's.
-        device: Where the latents are.
     """
 
-    def __init__(self, schedulers: NoiseSchedulers, device: torch.device) -> None:
-        self._schedulers, self._device = schedulers, device
+    def __init__(self, schedulers: NoiseSchedulers) -> None:
+        self._schedulers = schedulers
         self._table = functools.lru_cache(maxsize=128)(self._make_table)
 
     def create(self, request: SchedulerRequest) -> Steps:
@@ -97,7 +96,7 @@ class SchedulerSteps:
         table = self._table(replace(request, seed=0))
         if table is not None:
             return LinearSteps(table, request)
-        return DiffusersSteps(self._scheduler(request), request, self._device)
+        return DiffusersSteps(self._scheduler(request), request)
 
     def _make_table(self, request: SchedulerRequest) -> StepTable | None:
         return make_step_table(self._scheduler(request), request)
