@@ -77,9 +77,14 @@ class DenoisingBatch:
         self._slots.reserve(rows, MAX_MEMORY, RESERVED_FORWARDS)
         self._text.reserve(text, rows, tokens)
         self._reserve_indices(rows)
-        self._text.randomize()
         self.rows, self.jobs, self._ranges = [], [], ()
         self._write_indices()
+        self.randomize()
+
+    def randomize(self) -> None:
+        """Give blank rows other latents, and other text."""
+        self._slots.randomize()
+        self._text.randomize()
 
     def seat(self, ranges: tuple[RowRange, ...]) -> None:
         """Seat these rows and no others; it does nothing while they stay the same."""

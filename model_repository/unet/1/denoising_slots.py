@@ -78,6 +78,10 @@ class DenoisingSlots:
         """Make room for so many waveforms, tensors that a scheduler remembers, and forwards: none is replaced then."""
         self._resize(max(1 + slots, self._slots.size), max(rows, self._rows.size), max(memory, self._memory))
 
+    def randomize(self) -> None:
+        """Give nobody's slot other latents."""
+        self.states[BLANK, NUM_NOISES].normal_()
+
     def admit(self, job: Job) -> None:
         """Give a job its place, with its noise and all of its steps."""
         self._make_room(job)
