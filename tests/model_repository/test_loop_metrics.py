@@ -37,20 +37,23 @@ def test_taking_the_counts_empties_them(metrics):
     assert metrics.take() == Counts()
     metrics.count_forward(rows=6, seconds=0.5, steps=2)
     metrics.count_forward(rows=1, seconds=0.25, steps=1)
+    metrics.count_shortage()
     metrics.count_request(None)
-    expected = Counts(3, [6, 1], [0.5, 0.25], Counter({("finished", "ok"): 1}))
+    expected = Counts(3, [6, 1], [0.5, 0.25], 1, Counter({("finished", "ok"): 1}))
     assert metrics.take() == expected
     assert metrics.take() == Counts()
     metrics.count_request(None)
-    assert expected == Counts(3, [6, 1], [0.5, 0.25], Counter({("finished", "ok"): 1}))
+    assert expected == Counts(3, [6, 1], [0.5, 0.25], 1, Counter({("finished", "ok"): 1}))
 
 
 def test_what_happened_is_published_once(metrics, published):
     metrics.count_forward(rows=6, seconds=0.5, steps=2)
     metrics.count_forward(rows=1, seconds=0.25, steps=1)
+    metrics.count_shortage()
     metrics.count_request(None)
     for _ in range(3):
         published.publish(in_flight=2, waiting=1)
+    assert values("memory_shortages_total") == [1]
     assert values("steps_total") == [3]
     assert values("rows_per_forward") == [6, 1]
     assert values("seconds_per_forward") == [0.5, 0.25]
@@ -60,6 +63,13 @@ def test_what_happened_is_published_once(metrics, published):
     assert values("steps_total") == [3, 4]
     assert values("rows_per_forward") == [6, 1, 8]
     assert values("seconds_per_forward") == [0.5, 0.25, 1.5]
+
+
+def test_how_the_unet_runs_is_in_the_labels_of_a_gauge(published):
+    published.publish_choice({"dtype": "float16", "cuda_graphs": "on"})
+    (metric,) = FAMILIES["audioldm2_unet_info"].metrics
+    assert metric.values == [1]
+    assert metric.labels == {**LABELS, "dtype": "float16", "cuda_graphs": "on"}
 
 
 def test_gauges_tell_the_present(published):
@@ -100,7 +110,7 @@ def test_every_metric_carries_the_labels_and_histograms_their_buckets(metrics, p
     metrics.count_request(None)
     published.publish(0, 0)
     made = [(metric, family.kind) for family in FAMILIES.values() for metric in family.metrics]
-    assert len(made) == 6
+    assert len(made) == 7
     assert all(metric.labels.items() >= LABELS.items() for metric, _ in made)
     assert {metric.buckets and tuple(metric.buckets) for metric, kind in made if kind != "histogram"} == {None}
     assert [tuple(metric.buckets) for metric, kind in made if kind == "histogram"] == [ROWS_BUCKETS, SECONDS_BUCKETS]
@@ -111,7 +121,7 @@ def test_families_live_as_long_as_what_is_published(metrics):
     published = PublishedMetrics(metrics, RecordedFamily, LABELS)
     names = set(FAMILIES)
     gc.collect()
-    assert len(names) == 6
+    assert len(names) == 7
     assert set(FAMILIES) == names
     metrics.count_request(None)
     published.publish(0, 0)

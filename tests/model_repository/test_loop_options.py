@@ -6,7 +6,7 @@ import pytest
 import torch
 from config_parameters import ConfigParameters
 from loop_options import LoopOptions
-from unet_shapes import FixedShape, Preparation
+from unet_shapes import AUTO, FixedShape, Preparation
 
 from export.checkpoint_schemas import MAX_TEXT_TOKENS
 from tests.helpers.triton_configs import read_parameters
@@ -18,11 +18,11 @@ def parse(**changes: str) -> LoopOptions:
     return LoopOptions.from_parameters(ConfigParameters(PARAMETERS | changes))
 
 
-def test_what_is_committed_prepares_no_shape_and_leaves_room_for_the_longest_text():
+def test_what_is_committed_leaves_the_device_its_choice_and_room_for_the_longest_text():
     options = parse()
     cache_folder = Path.home() / ".cache" / "audioldm2-triton" / "inductor"
-    assert options.preparation == Preparation(cache_folder=cache_folder)
-    assert options.dtype is None
+    assert options.preparation == Preparation(AUTO, AUTO, None, cache_folder)
+    assert options.dtype == AUTO
     assert options.text_buckets[-1] == MAX_TEXT_TOKENS
 
 
@@ -52,17 +52,9 @@ def test_every_parameter_reaches_its_option(monkeypatch):
         text_buckets=(8, 24, 25),
         poll_interval_s=0.02,
         drain_timeout_s=3.0,
-        dtype=torch.bfloat16,
-        preparation=Preparation("inductor", True, (FixedShape(2, 256, 16),), Path("/caches/unet")),
+        dtype="bf16",
+        preparation=Preparation("inductor", "on", (FixedShape(2, 256, 16),), Path("/caches/unet")),
     )
-
-
-@pytest.mark.parametrize(
-    ("text", "dtype"),
-    [("as_exported", None), ("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)],
-)
-def test_types_have_short_names(text, dtype):
-    assert parse(dtype=text).dtype is dtype
 
 
 def test_an_empty_cache_folder_is_none():
@@ -131,9 +123,9 @@ def test_what_is_not_a_positive_whole_number_is_refused(name, text):
         ("fixed_shapes", "2x256x-16", "must be a positive whole number, got '-16'"),
         ("fixed_shapes", "all", "must be a positive whole number, got 'all'"),
         ("fixed_shapes", "2X256X16", "must be a positive whole number, got '2X256X16'"),
-        ("dtype", "float32", "must be one of as_exported, fp32, fp16, bf16, got 'float32'"),
-        ("dtype", "", "must be one of as_exported, fp32, fp16, bf16, got ''"),
-        ("cuda_graphs", "true", "must be one of on, off, got 'true'"),
+        ("dtype", "float32", "must be one of auto, as_exported, fp32, fp16, bf16, got 'float32'"),
+        ("dtype", "", "must be one of auto, as_exported, fp32, fp16, bf16, got ''"),
+        ("cuda_graphs", "true", "must be one of auto, on, off, got 'true'"),
     ],
 )
 def test_a_bad_value_is_refused_with_what_is_wrong(name, text, problem):
