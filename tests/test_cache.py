@@ -20,6 +20,8 @@ VARIATIONS = {
     "negative prompt": {"prompt": "a dog", "negative_prompt": "low quality"},
     "texts exchanged": {"prompt": "low quality", "negative_prompt": "a dog"},
     "no guidance": {"prompt": "a dog", "guidance_scale": 1.0},
+    "guidance at the first step": {"prompt": "a dog", "guidance_end": 0.5},
+    "guidance at the last step": {"prompt": "a dog", "guidance_start": 0.5},
     "two prompts": {"prompt": ["a dog", "low quality"]},
     "two prompts exchanged": {"prompt": ["low quality", "a dog"]},
     "longer": {"prompt": "a dog", "audio_length_in_s": 1.28},

@@ -149,7 +149,7 @@ EIGHT_KINDS = (
     {"prompt": "birds", "num_inference_steps": 20, "scheduler": "UniPCMultistepScheduler", "negative_prompt": "noise"},
     {"prompt": "wind", "num_inference_steps": 25, "scheduler": "EulerAncestralDiscreteScheduler"},
     {"prompt": "a cat", "num_inference_steps": 10, "scheduler": "PNDMScheduler", "guidance_scale": 0.0},
-    {"prompt": "an engine starts", "num_inference_steps": 40, "scheduler": "EulerDiscreteScheduler"},
+    {"prompt": "an engine starts", "num_inference_steps": 40, "scheduler": "euler", "guidance_start": 0.2},
     {"prompt": "footsteps on gravel, slowly", "num_inference_steps": 15, "scheduler": "DDIMScheduler", "eta": 1.0},
 )
 

@@ -69,6 +69,8 @@ def test_generate_takes_every_input(triton):
         "negative_prompt": "low quality",
         "num_inference_steps": 2,
         "guidance_scale": 2.5,
+        "guidance_start": 0.2,
+        "guidance_end": 0.8,
         "audio_length_in_s": 0.64,
         "num_waveforms_per_prompt": 1,
         "seed": 7,

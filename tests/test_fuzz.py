@@ -45,8 +45,9 @@ DTYPES = {
 DATATYPES = {name: datatype for name, (datatype, _) in INPUT_TYPES.items()}
 TEXT_LISTS = ("prompt", "negative_prompt")
 DENORMAL = 1e-45
-BELOW_SHORTEST, ABOVE_ONE, ABOVE_LONGEST = (
-    float(np.nextafter(np.float32(value), np.float32(towards))) for value, towards in ((0.04, 0), (1, 2), (160, 161))
+BELOW_SHORTEST, BELOW_ONE, ABOVE_ONE, ABOVE_LONGEST = (
+    float(np.nextafter(np.float32(value), np.float32(towards)))
+    for value, towards in ((0.04, 0), (1, 0), (1, 2), (160, 161))
 )
 NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
 
@@ -54,6 +55,8 @@ NOT_FINITE = (float("nan"), float("inf"), float("-inf"))
 GOOD_VALUES: dict[str, list[Any]] = {
     "num_inference_steps": [1] * 7 + [2] * 7 + [1000, ABSENT],
     "guidance_scale": [ABSENT, 0.0, -0.0, DENORMAL, 1.0, ABOVE_ONE, 3.5, 100.0],
+    "guidance_start": [ABSENT] * 8 + [0.0, -0.0, DENORMAL, 0.5, 0.6, 1.0],
+    "guidance_end": [ABSENT] * 8 + [0.0, DENORMAL, 0.5, 0.6, BELOW_ONE, 1.0],
     "audio_length_in_s": [0.04, 0.04, 0.05, 0.1, 0.32, 0.63999, 0.64] * 2 + [160.0, ABSENT],
     "num_waveforms_per_prompt": [ABSENT] * 5 + [1, 1, 2, 2, 3, 16],
     "seed": [ABSENT, 0, 7, 2**32, 2**63 - 1],
@@ -63,6 +66,8 @@ GOOD_VALUES: dict[str, list[Any]] = {
 BAD_VALUES: dict[str, list[Any]] = {
     "num_inference_steps": [0, -1, 1001, 2**31 - 1, -(2**31)],
     "guidance_scale": [-DENORMAL, -1.0, *NOT_FINITE],
+    "guidance_start": [-DENORMAL, ABOVE_ONE, *NOT_FINITE],
+    "guidance_end": [-DENORMAL, ABOVE_ONE, *NOT_FINITE],
     "audio_length_in_s": [0.0, -0.0, -1.0, DENORMAL, BELOW_SHORTEST, ABOVE_LONGEST, 3e38, *NOT_FINITE],
     "num_waveforms_per_prompt": [0, -1, 17, 2**31 - 1, -(2**31)],
     "seed": [-1, -(2**63)],
@@ -269,6 +274,8 @@ def _faults_together(sent: list[Sent], *, sure: bool) -> list[str]:
     faults = []
     if num_negative_prompts not in (1, num_prompts):
         faults.append("[INVALID_ARG] negative_prompt must hold 1 text or as many as there are prompts")
+    if not sure or _value(request, "guidance_start", 0.0) >= _value(request, "guidance_end", 1.0):
+        faults.append("[INVALID_ARG] guidance_start must be less than guidance_end")
     if not sure or np.prod(_size(request)) > 640:
         faults.append("[INVALID_ARG] audio_length_in_s is out of bounds")
     return faults

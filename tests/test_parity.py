@@ -14,7 +14,15 @@ from export.demo import WIDTHS, write_checkpoint
 from export.repository import export_checkpoint
 from server import EmbeddedServer
 from tests.helpers import job_calls
-from tests.helpers.parity_cases import CASES, SHORT, TOLERANCE, ParityCase, reference_audio, relative_rms_error
+from tests.helpers.parity_cases import (
+    CASES,
+    INTERVAL,
+    SHORT,
+    TOLERANCE,
+    ParityCase,
+    reference_audio,
+    relative_rms_error,
+)
 
 FAR = 10 * TOLERANCE
 """What is meant to be different is at least this far away."""
@@ -55,6 +63,15 @@ def test_another_seed_another_prompt_and_another_negative_prompt_are_far_away(cl
     }
     for what, other in others.items():
         assert relative_rms_error(other, audio) > FAR, what
+
+
+@pytest.mark.parametrize("scheduler", ["dpm++2m", "euler-a", "heun"])
+@pytest.mark.parametrize("other", [{"guidance_start": 0.0}, {"guidance_end": 0.6}], ids=["begins", "ends"])
+def test_an_interval_of_guidance_with_one_step_more_would_not_agree(pipeline, scheduler, other):
+    audio, other_audio = (
+        reference_audio(pipeline, ParityCase("", "", {**INTERVAL, **change}, scheduler)) for change in ({}, other)
+    )
+    assert relative_rms_error(other_audio, audio) > TOLERANCE
 
 
 def test_the_schedulers_of_the_table_are_not_all_the_same(client):

@@ -46,7 +46,8 @@ def test_candidates_become_numbered_files_best_first(url, tmp_path, capsys):
 def test_every_option_reaches_the_server(url, tmp_path, capsys):
     options = (
         "--negative-prompt=noise --steps=25 --guidance-scale=2.5 --length=5 --candidates=2 --seed=-1 "
-        "--scheduler=DDIMScheduler --eta=0.5 --timeout=9 --model=toy_generator"
+        "--guidance-start=0.25 --guidance-end=0.75 --scheduler=DDIMScheduler --eta=0.5 --timeout=9 "
+        "--model=toy_generator"
     )
     assert run(url, "echo", tmp_path / "x.wav", *options.split()) == 2
     err = capsys.readouterr().err
@@ -54,6 +55,8 @@ def test_every_option_reaches_the_server(url, tmp_path, capsys):
         '"negative_prompt": ["noise"]',
         '"num_inference_steps": [25]',
         '"guidance_scale": [2.5]',
+        '"guidance_start": [0.25]',
+        '"guidance_end": [0.75]',
         '"audio_length_in_s": [5.0]',
         '"num_waveforms_per_prompt": [2]',
         '"seed": [-1]',

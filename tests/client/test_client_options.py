@@ -32,6 +32,9 @@ BOUNDS = [
     if bound is not None
 ]
 
+EMPTY_INTERVALS = [("guidance_start", 1), ("guidance_end", 0)]
+"""Bounds that no request can have, beside the other end's default: an end is at least above 0, a start below 1."""
+
 
 def parse_with(name: str, value: float) -> GenerationRequest:
     dtype = INPUT_TYPES[name][1]
@@ -65,10 +68,14 @@ def test_defaults_are_those_of_the_server():
 
 @pytest.mark.parametrize(("name", "bound", "sign"), BOUNDS)
 def test_bounds_are_those_of_the_server(name, bound, sign):
-    assert parse_with(name, bound)
     beyond = bound + sign * (1 if OPTIONS[name].python_type is int else 1e-3)
-    with pytest.raises(InvalidInputError, match=name):
+    with pytest.raises(InvalidInputError, match=f"{name} is out of bounds"):
         parse_with(name, beyond)
+    if (name, bound) in EMPTY_INTERVALS:
+        with pytest.raises(InvalidInputError, match="guidance_start must be less than guidance_end"):
+            parse_with(name, bound)
+    else:
+        assert parse_with(name, bound)
 
 
 @pytest.mark.parametrize("name", [n for n, option in OPTIONS.items() if option.minimum is not None])

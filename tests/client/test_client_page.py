@@ -185,7 +185,7 @@ def test_closed_tab_cancels_on_the_server(open_tab, triton):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_inference_steps", 0), ("guidance_scale", -1.5)],
+    [("num_inference_steps", 0), ("guidance_scale", -1.5), ("guidance_end", 0)],
 )
 def test_bad_value_shows_the_servers_own_sentence(open_tab, triton, name, value):
     with AudioLDM2Client(triton.grpc_url) as client, pytest.raises(InvalidRequestError) as refused:

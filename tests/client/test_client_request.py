@@ -29,6 +29,8 @@ def test_unknown_option_is_named_with_the_known_ones():
         ("num_inference_steps", np.int64(20), "INT32", [20]),
         ("guidance_scale", 3.5, "FP32", [3.5]),
         ("guidance_scale", 3, "FP32", [3.0]),
+        ("guidance_start", 0.25, "FP32", [0.25]),
+        ("guidance_end", 1, "FP32", [1.0]),
         ("audio_length_in_s", np.float32(5.0), "FP32", [5.0]),
         ("num_waveforms_per_prompt", 4, "INT32", [4]),
         ("seed", 2**63 - 1, "INT64", [2**63 - 1]),

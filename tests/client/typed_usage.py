@@ -99,6 +99,8 @@ def blocking(url: str, folder: Path) -> None:
             negative_prompt=["low quality", "noise"],
             num_inference_steps=4,
             guidance_scale=3.5,
+            guidance_start=0.2,
+            guidance_end=0.8,
             audio_length_in_s=0.64,
             num_waveforms_per_prompt=2,
             seed=7,

@@ -10,6 +10,8 @@ import torch
 from diffusers import AudioLDM2Pipeline
 from scheduler_names import ALIASES
 
+from tests.helpers.guidance_interval import guidance_in_interval
+
 TOLERANCE = 1e-3
 """Relative RMS error, the contract's."""
 
@@ -41,11 +43,26 @@ class ParityCase:
 
 
 LONG_NEGATIVE = "low quality, average quality, noisy, distorted, and a good deal longer than the prompt itself"
+INTERVAL = {"guidance_start": 0.1, "guidance_end": 0.4}
+"""An early one: late forwards change little, whether they have guidance or not."""
+
 CASES = (
     *(ParityCase("scheduler", name, scheduler=name) for name in sorted({name for name, _ in ALIASES.values()})),
     *(ParityCase("scheduler option", name, scheduler=name) for name, (_, options) in ALIASES.items() if options),
     *(ParityCase("eta", f"DDIM, {eta:g}", {"eta": eta}, "DDIMScheduler") for eta in (0.0, 0.5, 1.0)),
     *(ParityCase("guidance", f"{scale:g}", {"guidance_scale": scale}) for scale in (0.0, 1.0, 1.5, 3.5, 7.0)),
+    *(
+        ParityCase("guidance interval", f"0.1 to 0.4, {name}", INTERVAL, name)
+        for name in ("dpm++2m", "ddim", "euler-a", "heun", "dpm++sde")
+    ),
+    ParityCase("guidance interval", "from 0.2", {"guidance_start": 0.2}),
+    ParityCase("guidance interval", "until 0.4", {"guidance_end": 0.4}),
+    ParityCase("guidance interval", "0.45 to 0.55: no step", {"guidance_start": 0.45, "guidance_end": 0.55}),
+    ParityCase(
+        "guidance interval",
+        "0.1 to 0.4, 2 prompts, 2 negative prompts",
+        {**INTERVAL, "prompt": ["a dog", "a church bell"], "negative_prompt": ["noise", LONG_NEGATIVE]},
+    ),
     ParityCase("negative prompt", "none"),
     ParityCase("negative prompt", "shorter than the prompt", {"negative_prompt": "noise"}),
     ParityCase("negative prompt", "longer than the prompt", {"negative_prompt": LONG_NEGATIVE}),
@@ -77,10 +94,12 @@ def reference_audio(pipeline: AudioLDM2Pipeline, case: ParityCase) -> np.ndarray
     pipeline.scheduler = getattr(diffusers, name).from_config(original.config, **options, **own_noise)
     np.random.seed(case.seed)  # for the crop that CLAP's feature extractor makes beyond 10 s
     arguments = dict(case.call)
+    interval = arguments.pop("guidance_start", 0.0), arguments.pop("guidance_end", 1.0)
     if isinstance(arguments["prompt"], list) and isinstance(arguments.get("negative_prompt"), str):
         arguments["negative_prompt"] = [arguments["negative_prompt"]] * len(arguments["prompt"])
     try:
-        return pipeline(generator=torch.Generator("cpu").manual_seed(case.seed), **arguments).audios
+        with guidance_in_interval(pipeline, *interval):
+            return pipeline(generator=torch.Generator("cpu").manual_seed(case.seed), **arguments).audios
     finally:
         pipeline.scheduler = original
 

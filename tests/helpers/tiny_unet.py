@@ -20,6 +20,7 @@ from tritonclient.utils import np_to_triton_dtype
 from unet_forward import UNetForward
 
 from export import demo_unet
+from tests.helpers.guidance_interval import keeps_guidance
 from tests.helpers.triton_configs import REPOSITORY, read_configs, read_parameters
 
 CPU = torch.device("cpu")
@@ -60,6 +61,8 @@ def make_request(
     steps: int = 4,
     scheduler: str = "DPMSolverMultistepScheduler",
     guidance_scale: float | None = 3.5,
+    guidance_start: float = 0.0,
+    guidance_end: float = 1.0,
     tokens: int = 7,
     seed: int = 0,
     prompts: int = 1,
@@ -77,6 +80,8 @@ def make_request(
         attention_mask=attention_mask,
         latents_shape=(prompts * waveforms_per_prompt, 8, frames, 16),
         guidance_scale=guidance_scale,
+        guidance_start=guidance_start,
+        guidance_end=guidance_end,
         scheduler=SchedulerRequest(scheduler, (), steps, eta, seed),
     )
 
@@ -102,27 +107,32 @@ def reference_noise(
 
 @torch.inference_mode()
 def reference_latents(unet: AudioLDM2UNet2DConditionModel, request: DenoisingRequest) -> torch.Tensor:
-    """Return what diffusers makes of `request`: the loop of AudioLDM2Pipeline, with its UNet and scheduler classes."""
+    """Return what diffusers makes of `request`: the loop of AudioLDM2Pipeline, with its UNet and scheduler classes.
+
+    Outside of the request's interval it is the loop without guidance, as other pipelines have it after a callback has
+    switched guidance off: there the text has only the rows with the prompt.
+    """
     wanted = request.scheduler
     scheduler = NoiseSchedulers(SCHEDULER_CONFIG).create(wanted.name, {}, wanted.seed)
     scheduler.set_timesteps(wanted.num_inference_steps)
     generator = torch.Generator().manual_seed(wanted.seed)
     latents = torch.randn(request.latents_shape, generator=generator) * scheduler.init_noise_sigma
     per_prompt = request.num_waveforms // request.num_prompts
-    generated, prompt, mask = (
+    text = [
         tensor.repeat_interleave(per_prompt, dim=0)
         for tensor in (request.generated_prompt_embeds, request.prompt_embeds, request.attention_mask)
-    )
+    ]
     known = scheduler.step.__code__.co_varnames
     options = {k: v for k, v in {"generator": generator, "eta": wanted.eta}.items() if k in known}
-    for timestep in scheduler.timesteps:
-        sample = torch.cat([latents] * 2) if request.do_classifier_free_guidance else latents
-        noise_pred = reference_noise(
-            unet, scheduler.scale_model_input(sample, timestep), timestep, generated, prompt, mask
-        )
-        if request.guidance_scale is not None:
+    for index, timestep in enumerate(scheduler.timesteps):
+        inside = keeps_guidance(request.guidance_start, request.guidance_end, index, len(scheduler.timesteps))
+        scale = request.guidance_scale if inside else None
+        sample = latents if scale is None else torch.cat([latents] * 2)
+        present_text = [tensor[-len(sample) :] for tensor in text]
+        noise_pred = reference_noise(unet, scheduler.scale_model_input(sample, timestep), timestep, *present_text)
+        if scale is not None:
             unconditional, with_prompt = noise_pred.chunk(2)
-            noise_pred = unconditional + request.guidance_scale * (with_prompt - unconditional)
+            noise_pred = unconditional + scale * (with_prompt - unconditional)
         latents = scheduler.step(noise_pred, timestep, latents, **options).prev_sample
     return latents
 
@@ -166,6 +176,8 @@ def denoising_options(request: DenoisingRequest) -> bytes:
     options = {
         "latents_shape": request.latents_shape,
         "guidance_scale": request.guidance_scale,
+        "guidance_start": request.guidance_start,
+        "guidance_end": request.guidance_end,
         "scheduler": wanted.name,
         "scheduler_options": dict(wanted.options),
         "num_inference_steps": wanted.num_inference_steps,

@@ -17,6 +17,8 @@ INPUT_TYPES = {
     "negative_prompt": ("BYTES", np.object_),
     "num_inference_steps": ("INT32", np.int32),
     "guidance_scale": ("FP32", np.float32),
+    "guidance_start": ("FP32", np.float32),
+    "guidance_end": ("FP32", np.float32),
     "audio_length_in_s": ("FP32", np.float32),
     "num_waveforms_per_prompt": ("INT32", np.int32),
     "seed": ("INT64", np.int64),

@@ -28,11 +28,12 @@ def record(state: str = "queued", **times: float) -> JobRecord:
     ("options", "load"),
     [
         ({}, Load(24, 2, 10.0)),
+        ({"guidance_start": 0.5, "guidance_end": 0.6}, Load(24, 2, 10.0)),
         ({"guidance_scale": 1.0}, Load(12, 1, 10.0)),
         ({"num_prompts": 3, "num_waveforms_per_prompt": 4}, Load(72, 24, 120.0)),
         ({"audio_length_in_s": 0.04, "num_waveforms_per_prompt": 2}, Load(24, 4, 2.0)),
     ],
-    ids=["guided", "not guided", "prompts and candidates", "each waveform counts as a second at least"],
+    ids=["guided", "guided at times", "not guided", "prompts and candidates", "each waveform counts as a second"],
 )
 def test_a_request_occupies_what_its_stages_will_compute(options, load):
     assert load_of(request(**options), tokens_per_row=12) == load

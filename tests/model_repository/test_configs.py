@@ -18,6 +18,8 @@ def test_the_public_tensors_are_those_of_the_contract():
         "negative_prompt": ("TYPE_STRING", (-1,)),
         "num_inference_steps": ("TYPE_INT32", (1,)),
         "guidance_scale": ("TYPE_FP32", (1,)),
+        "guidance_start": ("TYPE_FP32", (1,)),
+        "guidance_end": ("TYPE_FP32", (1,)),
         "audio_length_in_s": ("TYPE_FP32", (1,)),
         "num_waveforms_per_prompt": ("TYPE_INT32", (1,)),
         "seed": ("TYPE_INT64", (1,)),

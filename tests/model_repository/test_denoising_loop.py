@@ -1,5 +1,6 @@
 """The loop without threads: who shares a forward, who goes first, who fails, and that company changes no result."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -17,6 +18,7 @@ from denoising_errors import (
 from denoising_job import Job
 from denoising_loop import DenoisingLoop
 from denoising_request import DenoisingRequest
+from job_priority import priority
 from loop_metrics import LoopMetrics
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import DiffusersSteps
@@ -171,6 +173,103 @@ def test_a_forward_smaller_than_a_request_changes_nothing(make_loop, forward, ma
     assert relative_rms(jobs[0].future.result(), reference_latents(make_unet(), request)) <= TOLERANCE
     assert relative_rms(jobs[1].future.result(), expected(2)) <= TOLERANCE
     assert relative_rms(jobs[2].future.result(), expected(3)) <= TOLERANCE
+
+
+INTERVALS = {
+    "table": make_request(steps=10, seed=11, guidance_start=0.1, guidance_end=0.4),
+    "stochastic": make_request(
+        steps=9, seed=12, scheduler="EulerAncestralDiscreteScheduler", guidance_start=0.1, guidance_end=0.4, tokens=3
+    ),
+    "two forwards per step": make_request(
+        steps=6, seed=13, scheduler="HeunDiscreteScheduler", guidance_start=0.05, guidance_end=0.3, tokens=11
+    ),
+    "stochastic, two forwards per step": make_request(
+        steps=6, seed=14, scheduler="KDPM2AncestralDiscreteScheduler", guidance_start=0.05, guidance_end=0.3
+    ),
+    "to the end": make_request(steps=8, seed=15, scheduler="DDIMScheduler", guidance_start=0.5, tokens=20),
+    "from the beginning, several prompts": make_request(
+        steps=7, seed=16, scheduler="UniPCMultistepScheduler", guidance_end=0.4, prompts=2, waveforms_per_prompt=2
+    ),
+    "no step": make_request(steps=5, seed=17, guidance_start=0.45, guidance_end=0.55),
+    "without guidance": make_request(steps=5, seed=18, guidance_scale=None, guidance_start=0.2, guidance_end=0.8),
+}
+"""Requests with guidance in an interval; an early one, because late forwards of the tiny UNet change little."""
+
+
+@functools.cache
+def expected_in_interval(kind: str) -> Tensor:
+    return reference_latents(make_unet(), INTERVALS[kind])
+
+
+@pytest.mark.parametrize("max_frames", [16, 32, 48, 64, 4096])
+@pytest.mark.parametrize("kind", INTERVALS)
+def test_guidance_in_an_interval_is_that_of_diffusers_switched_off_outside(make_loop, forward, kind, max_frames):
+    loop, start = make_loop(forward, max_frames)
+    job = start(INTERVALS[kind])
+    run(loop)
+    assert relative_rms(job.future.result(), expected_in_interval(kind)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("max_frames", [80, 4096])
+def test_requests_with_an_interval_and_others_share_forwards_and_change_nothing(make_loop, forward, max_frames):
+    loop, start = make_loop(forward, max_frames)
+    ordinary, limited = [], []
+    for request, kind in zip(EIGHT_KINDS, INTERVALS, strict=True):
+        ordinary.append(start(request))
+        limited.append(start(INTERVALS[kind]))
+        loop.tick()
+    run(loop)
+    references = [*map(expected, range(len(EIGHT_KINDS))), *map(expected_in_interval, INTERVALS)]
+    results = [job.future.result() for job in ordinary + limited]
+    errors = list(map(relative_rms, results, references))
+    assert max(errors) <= TOLERANCE, errors
+
+
+@pytest.mark.parametrize("end", ["guidance_start", "guidance_end"])
+@pytest.mark.parametrize("forwards", [-1, 1])
+@pytest.mark.parametrize("kind", ["table", "stochastic", "two forwards per step", "stochastic, two forwards per step"])
+def test_the_agreement_would_not_hold_for_an_interval_that_is_one_forward_off(schedulers, kind, end, forwards):
+    request = INTERVALS[kind]
+    moved = getattr(request, end) + forwards / len(schedulers.create(request.scheduler).timesteps)
+    other = reference_latents(make_unet(), dataclasses.replace(request, **{end: moved}))
+    assert relative_rms(other, expected_in_interval(kind)) > 5 * TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows"),
+    [
+        ("table", [1] + [2] * 3 + [1] * 6),
+        ("stochastic", [1] + [2] * 2 + [1] * 6),
+        ("two forwards per step", [1] + [2] * 2 + [1] * 8),
+        ("to the end", [1] * 4 + [2] * 4),
+        ("from the beginning, several prompts", [8] * 2 + [4] * 5),
+        ("no step", [1] * 5),
+        ("without guidance", [1] * 5),
+    ],
+)
+def test_outside_of_the_interval_a_waveform_has_one_row(make_loop, kind, rows):
+    unet = RecordingUNet()
+    loop, start = make_loop(unet)
+    start(INTERVALS[kind])
+    run(loop)
+    assert unet.forwards == [(count, 16) for count in rows]
+
+
+def test_an_end_of_the_interval_between_two_steps_is_met_in_spite_of_rounding():
+    for count in (5, 10, 20, 40, 50, 100):
+        for index in range(count):
+            start, end = (float(f"{number / count:g}") for number in (index, index + 1))
+            request = make_request(guidance_start=start, guidance_end=end)
+            assert [forward for forward in range(count) if request.is_guided(forward, count)] == [index]
+
+
+def test_what_a_request_still_needs_is_told_by_its_rows(make_loop):
+    unet = RecordingUNet()  # a row takes a second
+    loop, start = make_loop(unet)
+    job = start(make_request(steps=10, guidance_start=0.5))
+    for forwards, remaining_s in ((1, 14), (5, 10), (6, 8), (9, 2)):
+        run(loop, lambda forwards=forwards: job.forwards_done == forwards)
+        assert priority(job, now=28.0)[1] == pytest.approx(28 / remaining_s)
 
 
 def test_joining_between_the_parts_of_a_forward_changes_nothing(make_loop, forward):

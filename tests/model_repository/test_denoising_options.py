@@ -28,6 +28,8 @@ def test_the_unet_reads_what_the_tokenizer_writes():
         audio_length_in_s=5.1,
         num_inference_steps=33,
         guidance_scale=2.7,
+        guidance_start=0.1,
+        guidance_end=0.7,
         num_waveforms_per_prompt=3,
         seed=2**63 - 1,
         scheduler=SchedulerChoice("DDIMScheduler", {"b": "text", "a": True}),
@@ -36,6 +38,7 @@ def test_the_unet_reads_what_the_tokenizer_writes():
     request = read(generation.denoising_options(GEOMETRY))
     assert request.latents_shape == (6, 8, 128, 16)
     assert request.guidance_scale == 2.7, "the decimal that the client wrote"
+    assert (request.guidance_start, request.guidance_end) == (0.1, 0.7)
     assert request.scheduler == SchedulerRequest("DDIMScheduler", (("a", True), ("b", "text")), 33, 0.3, 2**63 - 1)
 
 
@@ -46,12 +49,20 @@ def test_the_tokenizer_decides_whether_there_is_guidance(scale, guided):
     assert read(generation.denoising_options(GEOMETRY)).do_classifier_free_guidance == guided
 
 
+def test_without_guidance_an_interval_of_it_changes_nothing():
+    generation = GenerationRequest(("a dog",), 10.24, guidance_scale=1.0, guidance_start=0.2, guidance_end=0.8)
+    request = read(generation.denoising_options(GEOMETRY))
+    assert not any(request.is_guided(forward, 20) for forward in range(20))
+
+
 def test_every_setting_of_the_request_that_the_unet_needs_has_an_effect():
     base = GenerationRequest(("a dog",), 10.24, seed=1)
     changes = {
         "audio_length_in_s": 5.0,
         "num_inference_steps": 21,
         "guidance_scale": 3.6,
+        "guidance_start": 0.1,
+        "guidance_end": 0.9,
         "num_waveforms_per_prompt": 2,
         "seed": 2,
         "scheduler": SchedulerChoice("DDIMScheduler"),
@@ -97,6 +108,8 @@ WRONG = {
     "guidance that is NaN": ("guidance_scale", "NaN", "a finite number, got NaN"),
     "infinite guidance": ("guidance_scale", "1e999", "a finite number, got Infinity"),
     "guidance beyond a float": ("guidance_scale", "1" + "0" * 400, "a finite number, got 1000"),
+    "a text for the interval": ("guidance_start", '"0"', 'a finite number, got "0"'),
+    "an interval that ends nowhere": ("guidance_end", "null", "a finite number, got null"),
     "no eta": ("eta", "null", "a finite number, got null"),
     "eta that is true": ("eta", "true", "a finite number, got true"),
     "a number for the scheduler": ("scheduler", "1", "a text, got 1"),
@@ -129,4 +142,11 @@ def test_an_option_of_another_kind_is_named_with_what_it_must_be(name, value, pr
 )
 def test_a_whole_number_out_of_bounds_is_named_with_its_bounds(name, value, bounds):
     with pytest.raises(InvalidRequestError, match=f"^{name} is out of bounds: .* between {bounds}, got {value}"):
+        read(json.dumps(VALID | {name: value}))
+
+
+@pytest.mark.parametrize("name", ["guidance_start", "guidance_end"])
+@pytest.mark.parametrize("value", [-0.1, 1.1])
+def test_an_end_of_the_interval_out_of_bounds_is_named_with_its_bounds(name, value):
+    with pytest.raises(InvalidRequestError, match=f"^{name} is out of bounds: .* between 0 and 1, got {value}"):
         read(json.dumps(VALID | {name: value}))

@@ -23,6 +23,8 @@ def parse(prompt=b"a dog", **inputs) -> GenerationRequest:
         "num_waveforms_per_prompt": np.int32,
         "seed": np.int64,
         "guidance_scale": np.float32,
+        "guidance_start": np.float32,
+        "guidance_end": np.float32,
         "audio_length_in_s": np.float32,
         "eta": np.float32,
     }
@@ -50,6 +52,7 @@ def test_defaults_are_those_of_the_contract():
     assert request.negative_prompts is None
     assert request.num_inference_steps == 20
     assert request.guidance_scale == 3.5
+    assert (request.guidance_start, request.guidance_end) == (0.0, 1.0)
     assert request.audio_length_in_s == 10.24
     assert request.num_waveforms_per_prompt == 1
     assert request.scheduler == SchedulerChoice("DPMSolverMultistepScheduler")
@@ -64,6 +67,12 @@ def test_drawn_seeds_differ_and_are_short():
 
 def test_a_length_means_the_decimal_that_the_client_wrote():
     assert parse(audio_length_in_s=5.1).audio_length_in_s == 5.1
+
+
+def test_an_interval_of_guidance_means_the_decimals_that_the_client_wrote():
+    # 0.7 as FP32 is less than 0.7: the last of its ten steps would be lost.
+    request = parse(guidance_start=0.1, guidance_end=0.7)
+    assert (request.guidance_start, request.guidance_end) == (0.1, 0.7)
 
 
 def test_one_negative_prompt_is_for_all_prompts():
@@ -88,6 +97,26 @@ def test_one_negative_prompt_is_for_all_prompts():
         ({"guidance_scale": np.nan}, "[INVALID_ARG] guidance_scale is out of bounds: it must be finite and at least 0"),
         ({"guidance_scale": np.inf}, "got inf."),
         ({"guidance_scale": -1}, "got -1.0."),
+        (
+            {"guidance_start": -0.1},
+            "[INVALID_ARG] guidance_start is out of bounds: it must be finite and between 0 and 1, got -0.1.",
+        ),
+        ({"guidance_start": 1.5}, "got 1.5."),
+        ({"guidance_start": np.nan}, "[INVALID_ARG] guidance_start is out of bounds"),
+        (
+            {"guidance_end": 1.1},
+            "[INVALID_ARG] guidance_end is out of bounds: it must be finite and between 0 and 1, got 1.1.",
+        ),
+        ({"guidance_end": -1}, "got -1.0."),
+        ({"guidance_end": np.inf}, "[INVALID_ARG] guidance_end is out of bounds"),
+        (
+            {"guidance_start": 0.8, "guidance_end": 0.4},
+            "[INVALID_ARG] guidance_start must be less than guidance_end (0.4), got 0.8.",
+        ),
+        ({"guidance_start": 0.4, "guidance_end": 0.4}, "must be less than guidance_end (0.4), got 0.4."),
+        ({"guidance_start": 1}, "must be less than guidance_end (1.0), got 1.0."),
+        ({"guidance_end": 0}, "must be less than guidance_end (0.0), got 0.0."),
+        ({"guidance_scale": 1, "guidance_end": 0}, "must be less than guidance_end (0.0), got 0.0."),
         ({"audio_length_in_s": 0}, "[INVALID_ARG] audio_length_in_s is out of bounds: it must be finite and between"),
         ({"audio_length_in_s": 0.03}, "between 0.04 and 160, got 0.03."),
         ({"audio_length_in_s": 161}, "got 161.0."),

@@ -144,6 +144,23 @@ def test_who_comes_and_goes_makes_nobody_wait(gpu):
     assert max(map(error_of, jobs)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
+def test_guidance_in_an_interval_makes_nobody_wait_and_changes_nothing(gpu, scheduler, graphs):
+    loop = Loop(graphs=graphs)
+    gpu.take()
+    jobs = [
+        loop.start(make_request(steps=6, scheduler=scheduler, guidance_start=0.3, guidance_end=0.7)),
+        loop.start(make_request(steps=7, seed=1)),
+        loop.start(make_request(steps=8, seed=2, guidance_end=0.5)),
+    ]
+    loop.run()
+    events = gpu.take()
+    assert waits(events) == NONE
+    assert (events["replay"] > 0) == graphs
+    assert max(map(error_of, jobs)) <= TOLERANCE
+
+
 @pytest.mark.usefixtures("gpu")
 def test_a_tick_is_at_most_two_ahead_of_the_gpu_and_a_cancelled_request_ends_with_the_next():
     loop = Loop()

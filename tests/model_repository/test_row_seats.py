@@ -19,7 +19,7 @@ class _Job(SimpleNamespace):
 
 
 def all_rows(*jobs) -> tuple[RowRange, ...]:
-    return tuple(RowRange(job, 0, len(job.rows)) for job in jobs)
+    return tuple(RowRange(job, job.rows) for job in jobs)
 
 
 def moved(before: list[Row], after: list[Row]) -> int:
@@ -53,8 +53,8 @@ def test_rows_of_a_waveform_stay_neighbours_though_the_gap_is_too_small():
 
 def test_parts_of_a_job_can_be_seated():
     a, b = job(8), job(2)
-    before = rearrange([], (RowRange(a, 0, 3), RowRange(b, 0, 2)))
-    after = rearrange(before, (RowRange(a, 3, 8),))
+    before = rearrange([], (RowRange(a, range(3)), RowRange(b, range(2))))
+    after = rearrange(before, (RowRange(a, range(3, 8)),))
     assert {row.number for row in after} == {3, 4, 5, 6, 7}
     assert {row.job for row in after} == {a}
 

@@ -176,6 +176,32 @@ class GenerationOptions(TypedDict, total=False):
             label="Seed",
         ),
     ]
+    guidance_start: Annotated[
+        float | None,
+        Option(
+            datatype="FP32",
+            meaning="part of the steps before which there is no guidance",
+            minimum=0,
+            maximum=1,
+            default="0",
+            flag="--guidance-start",
+            metavar="X",
+            label="Guidance from, 0 to 1",
+        ),
+    ]
+    guidance_end: Annotated[
+        float | None,
+        Option(
+            datatype="FP32",
+            meaning="part of the steps after which there is no guidance; steps without it take less time",
+            minimum=0,
+            maximum=1,
+            default="1",
+            flag="--guidance-end",
+            metavar="X",
+            label="Guidance until, 0 to 1",
+        ),
+    ]
     eta: Annotated[
         float | None,
         Option(

@@ -79,6 +79,7 @@ class GenerationRequest:
         audio_length_in_s: Seconds.
         num_inference_steps: Denoising steps.
         guidance_scale: Up to 1, there is no guidance.
+        guidance_start, guidance_end: Between which parts of the steps there is guidance, 0 to 1; the start is less.
         num_waveforms_per_prompt: Candidates per prompt.
         seed: Of the noise.
         scheduler: What the name that was given stands for.
@@ -90,6 +91,8 @@ class GenerationRequest:
     negative_prompts: tuple[str, ...] | None = None
     num_inference_steps: int = 20
     guidance_scale: float = 3.5
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     num_waveforms_per_prompt: int = 1
     seed: int = field(default_factory=lambda: secrets.randbits(DRAWN_SEED_BITS))
     scheduler: SchedulerChoice = DEFAULT_SCHEDULER
@@ -102,7 +105,7 @@ class GenerationRequest:
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the unconditional half is computed."""
+        """Whether the unconditional half is computed, at some steps at least."""
         return self.guidance_scale > 1.0
 
     def denoising_options(self, geometry: AudioGeometry) -> str:
@@ -114,6 +117,8 @@ class GenerationRequest:
             "latents_shape": geometry.latents_shape(self.num_waveforms, self.audio_length_in_s),
             "num_inference_steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale if self.do_classifier_free_guidance else None,
+            "guidance_start": self.guidance_start,
+            "guidance_end": self.guidance_end,
             "scheduler": self.scheduler.class_name,
             "scheduler_options": dict(self.scheduler.options),
             "eta": self.eta,
@@ -151,6 +156,8 @@ def parse_request(
     }
     real_bounds = {
         "guidance_scale": (0.0, math.inf),
+        "guidance_start": (0.0, 1.0),
+        "guidance_end": (0.0, 1.0),
         "audio_length_in_s": (geometry.min_audio_length_in_s, limits.max_audio_length_in_s),
         "eta": (0.0, 1.0),
     }
@@ -159,6 +166,7 @@ def parse_request(
     for name in inputs.keys() & real_bounds.keys():
         given[name] = _bounded(name, _decimal(inputs[name][0]), *real_bounds[name])
     request = GenerationRequest(**given)
+    _check_guidance_interval(request)
     _check_total_length(request, limits)
     return request
 
@@ -207,6 +215,13 @@ def _bounded(name: str, value: Number, low: Number, high: Number, *, what: str =
         bound = f"at least {low:g}" if math.isinf(high) else f"between {low:g} and {high:g}"
         raise InvalidInputError(name, f"is out of bounds: {what} must be finite and {bound}, got {value}.")
     return value
+
+
+def _check_guidance_interval(request: GenerationRequest) -> None:
+    if request.guidance_start >= request.guidance_end:
+        raise InvalidInputError(
+            "guidance_start", f"must be less than guidance_end ({request.guidance_end}), got {request.guidance_start}."
+        )
 
 
 def _check_total_length(request: GenerationRequest, limits: Limits) -> None:

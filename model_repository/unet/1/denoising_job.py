@@ -54,8 +54,7 @@ class Job:
     the one with the prompt. They have the numbers 2 w and 2 w + 1 of waveform w, also where only the second one is
     computed: without guidance, and at forwards outside of the request's interval of guidance. When all rows of a job
     have gone through the UNet, in one call or in several, the job has done a forward, and its latents move on to the
-    next timestep. A scheduler step takes one forward or, with some
-    schedulers, two or more.
+    next timestep. A scheduler step takes one forward or, with some schedulers, two or more.
 
     Attributes:
         request: What was asked for.
@@ -107,6 +106,15 @@ class Job:
         """Numbers of the rows that the present forward has."""
         rows = 2 * self.request.num_waveforms
         return range(rows) if self.is_guided else range(1, rows, 2)
+
+    @property
+    def share_done(self) -> float:
+        """Part of the rows of all of its forwards that has gone through the UNet, 0 to 1."""
+        return (self._rows_before(self.forwards_done) + self.rows_done) / self._rows_before(self.num_forwards)
+
+    def _rows_before(self, forward: int) -> int:
+        guided = range(self._guided.start, min(forward, self._guided.stop))
+        return self.request.num_waveforms * (forward + len(guided))
 
     @property
     def num_forwards(self) -> int:

@@ -185,9 +185,8 @@ class DenoisingLoop:
         chosen = {}
         for job in by_priority:
             if job.key == key and room:
-                stop = min(len(job.rows), job.rows_done + room)
-                chosen[job] = RowRange(job, job.rows_done, stop)
-                room -= stop - job.rows_done
+                chosen[job] = RowRange(job, job.rows[job.rows_done : job.rows_done + room])
+                room -= len(chosen[job])
         return tuple(chosen[job] for job in self.jobs if job in chosen)
 
     def _launch(self, ranges: tuple[RowRange, ...]) -> None:

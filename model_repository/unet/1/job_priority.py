@@ -26,5 +26,4 @@ def priority(job: Job, now: float) -> tuple[bool, float]:
 
 def _estimated_s(job: Job) -> float:
     """Return the UNet's time for all of a job, from what it has had so far; 0 before its first forward."""
-    done = job.forwards_done + job.rows_done / len(job.rows)
-    return job.used_s * job.num_forwards / done if done else 0.0
+    return job.used_s / job.share_done if job.share_done else 0.0

@@ -11,14 +11,13 @@ from denoising_job import Job
 
 @dataclass(frozen=True)
 class RowRange:
-    """Consecutive rows of a job, by their place among those of its present forward."""
+    """Consecutive rows of a job's present forward, by their numbers."""
 
     job: Job
-    start: int
-    stop: int
+    numbers: range
 
     def __len__(self) -> int:
-        return self.stop - self.start
+        return len(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Row:
 
 def rearrange(seated: list[Row], ranges: tuple[RowRange, ...]) -> list[Row]:
     """Return the rows of `ranges` in an order in which few of those that are seated move."""
-    wanted = {Row(rows.job, number): None for rows in ranges for number in rows.job.rows[rows.start : rows.stop]}
+    wanted = {Row(rows.job, number): None for rows in ranges for number in rows.numbers}
     seats: list[Row | None] = [row if row in wanted else None for row in seated]
     while None in seats:
         group = _last_waveform(seats)

@@ -25,6 +25,8 @@ INPUTS = (
     "negative_prompt",
     "num_inference_steps",
     "guidance_scale",
+    "guidance_start",
+    "guidance_end",
     "audio_length_in_s",
     "num_waveforms_per_prompt",
     "seed",
