@@ -22,7 +22,7 @@ override PROMPT     := $(value PROMPT)
 override OUTPUT     := $(value OUTPUT)
 export CHECKPOINT REPOSITORY PROMPT OUTPUT
 
-.PHONY: demo serve export check test test-lowest bench perf parity lint format wheel lock clean help
+.PHONY: demo serve export check test test-lowest bench bench-gpu perf parity lint format wheel lock clean help
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -76,9 +76,12 @@ bench: $(INSTALLED) $(CHROMIUM) ## Measure, and write docs/benchmarks.md (three 
 	$(BIN)/python -m benchmarks.neighbour
 	$(BIN)/python -m benchmarks.precision
 	$(BIN)/python -m benchmarks.denoising
-	$(BIN)/python -m benchmarks.unet_gpu --dtype fp32 --steps 5 --name unet_cpu_fp32
-	$(BIN)/python -m benchmarks.unet_gpu --dtype bf16 --steps 5 --name unet_cpu_bf16
+	$(BIN)/python -m benchmarks.unet --dtype fp32 --steps 5 --name unet_cpu_fp32
+	$(BIN)/python -m benchmarks.unet --dtype bf16 --steps 5 --name unet_cpu_bf16
 	$(BIN)/python -m benchmarks.stages --dtype bf16
+
+bench-gpu: $(INSTALLED) ## Measure a GPU, into .demo/gpu (ten minutes, ACCELERATOR=gpu)
+	$(BIN)/python -m benchmarks.gpu --output .demo/gpu
 
 perf: $(INSTALLED) ## Fetch Triton's perf_analyzer and load an embedded server over gRPC and HTTP (ten minutes)
 	$(BIN)/python -m benchmarks.perf_analyzer

@@ -84,7 +84,7 @@ class Served:
 
     def generate(self, length_s: float, steps: int) -> dict[str, float]:
         """Generate once; return the seconds of each stage and of the whole."""
-        before = self._stage_seconds()
+        before = stage_seconds(self._server)
         start = time.perf_counter()
         self._client.generate(
             PROMPT,
@@ -96,18 +96,20 @@ class Served:
         )
         total = time.perf_counter() - start
         time.sleep(0.2)  # the loop publishes its seconds from time to time
-        after = self._stage_seconds()
+        after = stage_seconds(self._server)
         return {**{stage: after[stage] - before[stage] for stage in STAGES}, "total": total}
 
-    def _stage_seconds(self) -> dict[str, float]:
-        with urllib.request.urlopen(f"http://{self._server.http_url}/v2/models/stats") as response:
-            models = json.load(response)["model_stats"]
-        seconds = {model["name"]: model["inference_stats"]["compute_infer"]["ns"] / 1e9 for model in models}
-        with urllib.request.urlopen(f"http://{self._server.metrics_url}/metrics") as response:
-            for line in response.read().decode().splitlines():
-                if line.startswith("audioldm2_unet_seconds_per_forward_sum"):
-                    seconds["unet"] = float(line.rsplit(" ", 1)[1])
-        return seconds
+
+def stage_seconds(server: EmbeddedServer) -> dict[str, float]:
+    """Return what each stage has computed so far, by its name: Triton's statistics, and for the UNet its forwards."""
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/stats") as response:
+        models = json.load(response)["model_stats"]
+    seconds = {model["name"]: model["inference_stats"]["compute_infer"]["ns"] / 1e9 for model in models}
+    with urllib.request.urlopen(f"http://{server.metrics_url}/metrics") as response:
+        for line in response.read().decode().splitlines():
+            if line.startswith("audioldm2_unet_seconds_per_forward_sum"):
+                seconds["unet"] = float(line.rsplit(" ", 1)[1])
+    return seconds
 
 
 def prepare(folder: Path, size: str, precisions: list[str]) -> tuple[Path, dict[str, Path]]:

@@ -114,19 +114,44 @@ class Report:
     def save(self) -> None:
         """Write the JSON file and the plots, whose points are in their SVG files alone, and docs/benchmarks.md anew."""
         RESULTS.mkdir(exist_ok=True)
-        result = asdict(self) | {"plots": [{"title": plot.title} for plot in self.plots]}
-        (RESULTS / f"{self.name}.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / f"{self.name}.json").write_text(self.to_json())
         for number, plot in enumerate(self.plots):
             _draw(plot, RESULTS / _plot_file(self.name, number))
         DOCUMENT.write_text(make_document())
 
+    def to_json(self) -> str:
+        """Return what `save` writes into the JSON file."""
+        result = asdict(self) | {"plots": [{"title": plot.title} for plot in self.plots]}
+        return json.dumps(result, indent=1) + "\n"
 
-def measure(function: Callable[[], object], clock: Callable[[], float], *, repeats: int, warm_up: int = 1) -> Samples:
-    """Return the seconds of `repeats` calls after `warm_up` calls; `clock` waits for the device, where there is one."""
+    def to_markdown(self) -> str:
+        """Return its part of docs/benchmarks.md."""
+        return "\n".join(_part(json.loads(self.to_json()))) + "\n"
+
+
+def measure(
+    function: Callable[[], object],
+    clock: Callable[[], float],
+    *,
+    repeats: int,
+    warm_up: int = 1,
+    before: Callable[[], object] = lambda: None,
+) -> Samples:
+    """Return the seconds of `repeats` calls after `warm_up` calls.
+
+    Args:
+        function: What is measured.
+        clock: Seconds; it waits for the device, where there is one.
+        repeats: Calls that count.
+        warm_up: Calls that don't.
+        before: Called before each, outside of the clock.
+    """
     for _ in range(warm_up):
+        before()
         function()
     seconds = []
     for _ in range(repeats):
+        before()
         start = clock()
         function()
         seconds.append(clock() - start)
@@ -158,18 +183,25 @@ def make_document() -> str:
         LOSSES.read_text().rstrip(),
     ]
     for report in reports:
-        machine = report["machine"]
-        versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
-        lines += ["", f"## {report['title']}", "", f"`{report['command']}`", ""]
-        lines += [
-            f"{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
-            f"Python {machine['python']}, {versions}; commit {machine['commit']}, {machine['date']}."
-        ]
-        for table in report["tables"]:
-            lines += ["", *_markdown(Table(**table))]
-        for number, plot in enumerate(report.get("plots", [])):
-            lines += ["", f"![{plot['title']}](benchmarks/{_plot_file(report['name'], number)})"]
+        lines += ["", *_part(report)]
     return "\n".join(lines) + "\n"
+
+
+def _part(report: dict[str, Any]) -> list[str]:
+    """Return what the document says of one report."""
+    machine = report["machine"]
+    versions = ", ".join(f"{package} {number}" for package, number in machine["versions"].items())
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
+    lines = [f"## {report['title']}", "", f"`{report['command']}`", ""]
+    lines += [
+        f"{gpu}{machine['processor']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
+        f"Python {machine['python']}, {versions}; commit {machine['commit']}, {machine['date']}."
+    ]
+    for table in report["tables"]:
+        lines += ["", *_markdown(Table(**table))]
+    for number, plot in enumerate(report.get("plots", [])):
+        lines += ["", f"![{plot['title']}](benchmarks/{_plot_file(report['name'], number)})"]
+    return lines
 
 
 def _markdown(table: Table) -> list[str]:

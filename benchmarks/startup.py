@@ -4,7 +4,6 @@
 """
 
 import argparse
-import os
 import tempfile
 import time
 from importlib.metadata import distribution
@@ -12,20 +11,10 @@ from pathlib import Path
 
 from audioldm2_client import AudioLDM2Client
 
+from benchmarks.page_cache import forget
 from benchmarks.report import Report, Samples, Table
 from benchmarks.repositories import export_new_checkpoint
 from server import EmbeddedServer
-
-
-def forget(folder: Path) -> None:
-    """Drop the files of a folder from the kernel's page cache, so that they are read from the disk again."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            finally:
-                os.close(descriptor)
 
 
 def measure_start(repository: Path) -> dict[str, float]:

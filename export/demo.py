@@ -41,7 +41,7 @@ from transformers import (
 
 from export.checkpoint_schemas import MAX_TEXT_TOKENS, MODEL_INDEX
 from export.demo_text import SENTENCES
-from export.demo_unet import UNET_WIDTHS, make_scheduler, make_unet
+from export.demo_unet import TEXT_WIDTHS, UNET_WIDTHS, make_scheduler, make_unet
 
 WIDTHS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -54,8 +54,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
             "num_attention_heads": [1, 2, 4, 8],
         },
         "clap_projection": 64,
-        "t5": {"d_model": 96, "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4},
-        "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+        "t5": {"d_model": TEXT_WIDTHS["demo"][1], "d_kv": 24, "d_ff": 192, "num_layers": 2, "num_heads": 4},
+        "gpt2": {"n_embd": TEXT_WIDTHS["demo"][0], "n_layer": 2, "n_head": 4},
         "unet": UNET_WIDTHS["demo"],
         "vae": {"block_out_channels": (32, 64, 96), "layers_per_block": 1},
         "vocoder": {"upsample_initial_channel": 256},
@@ -65,8 +65,8 @@ WIDTHS: dict[str, dict[str, Any]] = {
         "clap_text": {},
         "clap_audio": {},
         "clap_projection": 512,
-        "t5": {"d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
-        "gpt2": {"n_embd": 768, "n_layer": 12, "n_head": 12},
+        "t5": {"d_model": TEXT_WIDTHS["full"][1], "d_kv": 64, "d_ff": 2816, "num_layers": 24, "num_heads": 16},
+        "gpt2": {"n_embd": TEXT_WIDTHS["full"][0], "n_layer": 12, "n_head": 12},
         "unet": UNET_WIDTHS["full"],
         "vae": {"block_out_channels": (128, 256, 512), "layers_per_block": 2},
         "vocoder": {"upsample_initial_channel": 1024},

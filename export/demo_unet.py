@@ -9,6 +9,9 @@ UNET_WIDTHS: dict[str, dict[str, Any]] = {
     "full": {"block_out_channels": (128, 256, 384, 640), "attention_head_dim": (4, 8, 12, 20), "layers_per_block": 2},
 }
 
+TEXT_WIDTHS = {"demo": (64, 96), "full": (768, 1024)}
+"""Of GPT-2's vectors and of T5's states."""
+
 LATENT_FRAMES_PER_S = 25
 """16 kHz, 160 samples in a mel frame, 4 mel frames in a latent one."""
 

@@ -1,7 +1,7 @@
-"""The UNet on the device at hand, against diffusers' own: eager, in half precision, compiled; checked against fp32.
+"""The UNet on the CPU, against diffusers' own: eager, in half precision, compiled; checked against fp32.
 
-`python -m benchmarks.unet_gpu` from the repository's root needs torch, diffusers, numpy and safetensors, no server and
-no checkpoint: the weights are random. Without a GPU it runs on the CPU; `--size demo --length 2.56` is quick there.
+`python -m benchmarks.unet` from the repository's root needs torch, diffusers, numpy and safetensors, no server and no
+checkpoint: the weights are random. `--size demo --length 2.56` is quick. `benchmarks.gpu` is for GPUs.
 """
 
 import argparse
@@ -15,42 +15,30 @@ from denoising_engine import DenoisingEngine
 from denoising_request import DenoisingRequest, SchedulerRequest
 from diffusers import AudioLDM2UNet2DConditionModel, DPMSolverMultistepScheduler
 from loop_metrics import LoopMetrics
-from loop_options import DTYPES, LoopOptions
 from noise_schedulers import NoiseSchedulers
 from scheduler_steps import SchedulerSteps
 from text_conditioning import Conditioning
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from unet_forward import UNetForward
-from unet_shapes import FixedShape, Preparation
+from unet_shapes import AUTO, FixedShape, Preparation
 
+from benchmarks.gpu.loops import committed_options
 from benchmarks.new_process import in_new_process
 from benchmarks.report import Report, Samples, Table, measure
-from export.demo_unet import LATENT_FRAMES_PER_S, UNET_WIDTHS, make_unet, scheduler_config
+from export.demo_unet import LATENT_FRAMES_PER_S, TEXT_WIDTHS, UNET_WIDTHS, make_unet, scheduler_config
 
 NUM_TOKENS = 16
-TEXT_WIDTHS = {"demo": (64, 96), "full": (768, 1024)}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SCHEDULER_CONFIG = scheduler_config()
-OPTIONS = LoopOptions(
-    max_rows=32,
-    max_queue_size=32,
-    queue_timeout_s=600.0,
-    frames_per_forward=None,
-    max_latent_frames=16_384,
-    text_buckets=(NUM_TOKENS,),
-    poll_interval_s=0.05,
-    drain_timeout_s=20.0,
-    dtype=None,
-    preparation=Preparation(),
-)
-"""As committed in model_repository/unet/config.pbtxt; `--dtype` and `--compile` prepare the UNet beforehand."""
+CPU = torch.device("cpu")
 
 
 class Bench:
-    """One size of UNet and one length of audio on one device."""
+    """One size of UNet, one length of audio, one type of half precision."""
 
-    def __init__(self, size: str, length_s: float, device: torch.device, dtype: torch.dtype, repeats: int) -> None:
-        self.size, self.device, self.dtype, self.repeats = size, device, dtype, repeats
+    def __init__(self, size: str, length_s: float, dtype: torch.dtype, repeats: int) -> None:
+        self.size, self.dtype, self.repeats = size, dtype, repeats
         self.length_s, self.frames = length_s, round(length_s * LATENT_FRAMES_PER_S)
         generator = torch.Generator().manual_seed(0)
         self.generated, self.prompt = (
@@ -64,31 +52,25 @@ class Bench:
         """Return diffusers' UNet, always with the same weights."""
         torch.manual_seed(0)
         unet = make_unet(*TEXT_WIDTHS[self.size], **UNET_WIDTHS[self.size])
-        return unet.eval().requires_grad_(False).to(self.device, dtype)
+        return unet.eval().requires_grad_(False).to(dtype)
 
     def ours(self, preparation: Preparation) -> UNetForward:
         """Return ours, with its fixed shapes prepared."""
-        forward = UNetForward(self.unet(self.dtype), self.device, max_tokens=512)
+        forward = UNetForward(self.unet(self.dtype), CPU, max_tokens=512)
         for shape, seconds in forward.prepare(preparation):
             print(f"prepared {shape} in {seconds:.1f} s", flush=True)
         return forward
 
-    def clock(self) -> float:
-        """Return the time after the device has done everything."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
     def rows(self, tensor: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-        """Return `tensor` repeated to that many rows, on the device."""
+        """Return `tensor` repeated to that many rows."""
         repeated = tensor.repeat(math.ceil(rows / len(tensor)), *(1,) * (tensor.ndim - 1))[:rows]
-        return repeated.to(self.device, dtype)
+        return repeated.to(dtype)
 
     def diffusers_step(self, unet: Callable[..., tuple[Tensor]], rows: int, dtype: torch.dtype) -> Tensor:
         """Do one forward as AudioLDM2Pipeline does it."""
         return unet(
             self.rows(self.latents, rows, dtype),
-            torch.tensor(500, device=self.device),
+            torch.tensor(500),
             encoder_hidden_states=self.rows(self.generated, rows, dtype),
             encoder_hidden_states_1=self.rows(self.prompt, rows, dtype),
             encoder_attention_mask_1=self.rows(self.mask, rows, torch.int64),
@@ -99,13 +81,13 @@ class Bench:
         """Return the inputs of the loop's forward."""
         text = (self.rows(self.generated, rows, self.dtype), self.rows(self.prompt, rows, self.dtype))
         conditioning = forward.project(*text, self.rows(self.mask, rows, torch.int64))
-        timesteps = torch.full((rows,), 500.0, device=self.device)
+        timesteps = torch.full((rows,), 500.0)
         return self.rows(self.latents, rows, torch.float32), timesteps, conditioning
 
     @torch.inference_mode()
     def measure(self, function: Callable[[], Tensor], warm_up: int = 2) -> Samples:
         """Return the seconds of a call."""
-        return measure(function, self.clock, repeats=self.repeats, warm_up=warm_up)
+        return measure(function, time.perf_counter, repeats=self.repeats, warm_up=warm_up)
 
 
 def measure_steps(bench: Bench, preparation: Preparation, row_counts: list[int], report: Report) -> None:
@@ -121,9 +103,8 @@ def measure_steps(bench: Bench, preparation: Preparation, row_counts: list[int],
             ),
         }
         if preparation.compile_backend:
-            mode = "reduce-overhead" if bench.device.type == "cuda" else "default"
-            compiled = torch.compile(half, mode=mode, backend=preparation.compile_backend)
-            ways[f"diffusers, torch.compile ({mode}), {_name(bench.dtype)}"] = lambda rows: partial(
+            compiled = torch.compile(half, backend=preparation.compile_backend)
+            ways[f"diffusers, torch.compile, {_name(bench.dtype)}"] = lambda rows: partial(
                 bench.diffusers_step, compiled, rows, bench.dtype
             )
         ours = bench.ours(preparation)
@@ -199,13 +180,14 @@ def _time_diffusers_loop(bench: Bench, dtype: torch.dtype, steps: int) -> Sample
 
 def _time_our_loop(bench: Bench, preparation: Preparation, requests: int, steps: int) -> Samples:
     schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG))
-    with DenoisingEngine(lambda: bench.ours(preparation), schedulers, OPTIONS, LoopMetrics()) as engine:
+    options = committed_options(AUTO, Preparation())
+    with DenoisingEngine(lambda: bench.ours(preparation), schedulers, options, LoopMetrics()) as engine:
         return bench.measure(partial(_our_loop, bench, engine, requests, steps), warm_up=1)
 
 
 def _diffusers_loop(bench: Bench, unet: AudioLDM2UNet2DConditionModel, dtype: torch.dtype, steps: int) -> Tensor:
     scheduler = DPMSolverMultistepScheduler.from_config(SCHEDULER_CONFIG)
-    scheduler.set_timesteps(steps, device=bench.device)
+    scheduler.set_timesteps(steps)
     latents = bench.rows(bench.latents, 1, dtype)
     text = [bench.rows(tensor, 2, dtype) for tensor in (bench.generated, bench.prompt)]
     mask = bench.rows(bench.mask, 2, torch.int64)
@@ -248,10 +230,10 @@ def _flops(function: Callable[[], Tensor]) -> int:
 
 
 def _matrix_rate(bench: Bench) -> float:
-    """Return the FLOP/s of a matrix product that is large for the device."""
-    size = 8192 if bench.device.type == "cuda" else 2048
-    left, right = (torch.randn(size, size, device=bench.device).to(bench.dtype) for _ in range(2))
-    samples = measure(lambda: left @ right, bench.clock, repeats=10, warm_up=3)
+    """Return the FLOP/s of a large matrix product."""
+    size = 2048
+    left, right = (torch.randn(size, size).to(bench.dtype) for _ in range(2))
+    samples = measure(lambda: left @ right, time.perf_counter, repeats=10, warm_up=3)
     return 2 * size**3 / min(samples.values)
 
 
@@ -261,28 +243,24 @@ def _name(dtype: torch.dtype) -> str:
 
 def main() -> None:
     """Measure, and write the report."""
-    on_gpu = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=UNET_WIDTHS, default="full")
     parser.add_argument("--length", type=float, default=10.24, help="seconds of audio")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16" if on_gpu else "bf16")
-    parser.add_argument("--rows", type=int, nargs="+", default=[2, 8, 32] if on_gpu else [2])
-    parser.add_argument("--requests", type=int, nargs="+", default=[1, 4, 16] if on_gpu else [1], help="at once")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--rows", type=int, nargs="+", default=[2])
+    parser.add_argument("--requests", type=int, nargs="+", default=[1], help="at once")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=10 if on_gpu else 5)
-    parser.add_argument("--compile", default="inductor" if on_gpu else "", metavar="BACKEND", help="empty for eager")
-    parser.add_argument("--name", default="unet_gpu" if on_gpu else "unet_cpu", help="of the JSON file")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", default="", metavar="BACKEND", help="empty for eager")
+    parser.add_argument("--name", default="unet_cpu", help="of the JSON file")
     arguments = parser.parse_args()
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    dtype = DTYPES[arguments.dtype] or torch.float32
-    bench = Bench(arguments.size, arguments.length, device, dtype, arguments.repeats)
-    fixed = tuple(FixedShape(rows, bench.frames, NUM_TOKENS) for rows in sorted({2, 8, 32, *arguments.rows}))
-    preparation = Preparation(arguments.compile, on_gpu, fixed if on_gpu or arguments.compile else ())
-    what = torch.cuda.get_device_name(device) if on_gpu else "CPU"
+    bench = Bench(arguments.size, arguments.length, DTYPES[arguments.dtype], arguments.repeats)
+    fixed = tuple(FixedShape(rows, bench.frames, NUM_TOKENS) for rows in sorted({2, *arguments.rows}))
+    preparation = Preparation(arguments.compile, fixed_shapes=fixed if arguments.compile else ())
     report = Report(
         arguments.name,
-        f"The UNet on {what} in {arguments.dtype}",
-        f"python -m benchmarks.unet_gpu --size {arguments.size} --dtype {arguments.dtype} --steps {arguments.steps}",
+        f"The UNet on CPU in {arguments.dtype}",
+        f"python -m benchmarks.unet --size {arguments.size} --dtype {arguments.dtype} --steps {arguments.steps}",
     )
     measure_steps(bench, preparation, arguments.rows, report)
     measure_loop(bench, preparation, arguments.steps, arguments.requests, report)
