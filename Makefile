@@ -1,7 +1,8 @@
 # Everything a person at a shell needs. `make demo` and `make test` work from a fresh clone.
 
 PYTHON      ?= python3
-ACCELERATOR ?= cpu# cpu or gpu: which ONNX Runtime is installed
+# cpu or gpu: which ONNX Runtime is installed, and for what is exported; default: what this machine has
+ACCELERATOR ?= $(shell nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 CHECKPOINT  ?=# a folder in diffusers' layout, or a hub id such as cvssp/audioldm2; default: what was exported last, else the demo's
 REPOSITORY  ?= model_repository
 PROMPT      ?= a dog barking in the rain
@@ -35,7 +36,7 @@ serve: export ## Run an embedded Triton in the foreground (CHECKPOINT, HTTP_PORT
 		--http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) --metrics-port $(METRICS_PORT)
 
 export: $(INSTALLED) ## Export CHECKPOINT, unless it was exported last
-	@$(BIN)/python -m export.provide --output="$$REPOSITORY" --checkpoint="$$CHECKPOINT"
+	@$(BIN)/python -m export.provide --output="$$REPOSITORY" --checkpoint="$$CHECKPOINT" --target=$(ACCELERATOR)
 
 # Two processes with a thread each. Servers get the machine for themselves: Triton 2.51 aborts where the process of a
 # model is kept from running for about a second, and with two processes full of tests it did.

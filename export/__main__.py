@@ -15,6 +15,7 @@ from export.errors import ExportError
 from export.exported import read_record
 from export.model_names import ENSEMBLE, ONNX_STAGES, PRECISION_NAMES, STAGES, ModelNames
 from export.output_folder import check_output
+from export.target import AUTO, TARGETS, choose_target
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,18 +51,24 @@ def _parser() -> argparse.ArgumentParser:
         "--name", default=ENSEMBLE, help="of the ensemble, for several checkpoints side by side (default: %(default)s)"
     )
     parser.add_argument(
+        "--target",
+        choices=(AUTO, *TARGETS),
+        default=AUTO,
+        help="what it will run on: for a GPU, the ONNX stages are computed in fp16 where their verification allows it "
+        "(default: %(default)s, the GPU where this machine has one)",
+    )
+    parser.add_argument(
         "--precision",
         choices=PRECISION_NAMES,
         default="fp32",
-        help="of the UNet's weights (default: %(default)s)",
+        help="of the UNet's weights, whatever the target (default: %(default)s; the server rounds them on a GPU)",
     )
     parser.add_argument(
         "--fp16-stages",
         nargs="+",
         choices=ONNX_STAGES,
-        default=[],
         metavar="STAGE",
-        help=f"of {', '.join(ONNX_STAGES)}: computed in fp16, for GPUs; the others stay in fp32",
+        help=f"of {', '.join(ONNX_STAGES)}: computed in fp16, whatever the target; the others stay in fp32",
     )
     return parser
 
@@ -83,6 +90,9 @@ def _export(options: argparse.Namespace) -> None:
 
     from export.repository import StageResult, export_checkpoint
 
+    target = choose_target(options.target)
+    if target == "gpu":
+        print("export: for a GPU, ONNX stages in fp16 where verified; --target cpu leaves them in fp32.")
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
@@ -90,13 +100,16 @@ def _export(options: argparse.Namespace) -> None:
 
         def report(stage: str, result: StageResult) -> None:
             verified = "written" if result.relative_error is None else f"relative error {result.relative_error:.1e}"
-            bar.write(f"{stage:12}  {verified:22}  {result.seconds:5.1f} s")
+            if result.refusal:
+                bar.write(f"{stage:12}  stays in fp32; in fp16, {result.refusal}")
+            bar.write(f"{stage:12}  {verified:22}  {result.seconds:5.1f} s{'  fp16' * result.fp16}")
             bar.update()
 
         export_checkpoint(
             checkpoint,
             options.output,
             name=options.name,
+            target=target,
             precision=options.precision,
             fp16_stages=options.fp16_stages,
             on_start=bar.set_description,

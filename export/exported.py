@@ -16,10 +16,12 @@ class Exported:
     Attributes:
         checkpoint: The hub id, or the absolute path of the folder; empty where nothing tells.
         exporter: Digest of the code that exported it.
+        target: For what, one of TARGETS.
     """
 
     checkpoint: str = ""
     exporter: str = ""
+    target: str = "cpu"
 
     def __str__(self) -> str:
         return self.checkpoint or "a checkpoint of which no name was kept"
@@ -32,11 +34,13 @@ def identity(checkpoint: str) -> str:
     return str(folder.resolve()) if is_path else checkpoint
 
 
-def write_record(repository: Path, names: ModelNames, checkpoint: str) -> None:
+def write_record(repository: Path, names: ModelNames, checkpoint: str, target: str) -> None:
     """Record that the ensemble was exported from `checkpoint`, which is as `identity` gives it, by this code."""
     record = _record(repository, names)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(asdict(Exported(checkpoint, code_digest())), indent=2) + "\n", encoding="utf-8")
+    record.write_text(
+        json.dumps(asdict(Exported(checkpoint, code_digest(), target)), indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def read_record(repository: Path, names: ModelNames) -> Exported | None:

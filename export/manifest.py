@@ -46,18 +46,22 @@ class ExportOptions:
         name: Of the ensemble.
         precision: Of the UNet's weights.
         fp16_stages: ONNX stages in float16.
+        target: For what, one of TARGETS; empty where an older version didn't record it.
     """
 
     checkpoint: str = UNKNOWN_CHECKPOINT
     name: str = ENSEMBLE
     precision: str = "fp32"
     fp16_stages: tuple[str, ...] = ()
+    target: str = ""
 
     def command(self, output: Path) -> str:
         """Return the command that exports the same again into `output`, as a shell takes it."""
         words = ["python", "-m", "export", "--checkpoint", self.checkpoint, "--output", str(output)]
         if self.name != ENSEMBLE:
             words += ["--name", self.name]
+        if self.target:
+            words += ["--target", self.target]
         if self.precision != "fp32":
             words += ["--precision", self.precision]
         if self.fp16_stages:
@@ -141,7 +145,7 @@ def _options(values: Mapping[str, Any]) -> ExportOptions:
     """Raise ValueError, TypeError or KeyError where `values` aren't what `write_manifest` writes."""
     checkpoint, name, precision = (_text(values[key]) for key in ("checkpoint", "name", "precision"))
     stages = tuple(_text(stage) for stage in values["fp16_stages"])
-    return ExportOptions(checkpoint, ModelNames(name).ensemble, precision, stages)
+    return ExportOptions(checkpoint, ModelNames(name).ensemble, precision, stages, _text(values.get("target", "")))
 
 
 def _files(values: Mapping[str, Any]) -> dict[str, FileRecord]:

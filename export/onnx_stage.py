@@ -29,6 +29,7 @@ EXTERNAL_DATA_FROM_BYTES = 1_000_000_000
 
 MAX_RELATIVE_ERROR = 1e-3
 MAX_FP16_ERROR = 3e-2
+MAX_FP16 = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class OnnxStage:
         reference: Computes the right outputs from `check`; `module` itself where it's None.
         rewrite: Changes the exported graph before it is saved.
         max_relative_error: What the verification allows.
+        max_activation: What the absolute values of all activations may be: the type's largest number.
     """
 
     name: str
@@ -56,6 +58,7 @@ class OnnxStage:
     reference: Callable[..., tuple[Tensor, ...] | Tensor] | None = None
     rewrite: Callable[[onnx_ir.Model], onnx_ir.Model] | None = None
     max_relative_error: float = MAX_RELATIVE_ERROR
+    max_activation: float = float("inf")
 
 
 def in_fp16(stage: OnnxStage) -> OnnxStage:
@@ -64,7 +67,7 @@ def in_fp16(stage: OnnxStage) -> OnnxStage:
     stage.module.half()
     stage.module.register_forward_pre_hook(_halve_inputs, with_kwargs=True)
     stage.module.register_forward_hook(_restore_outputs)
-    return replace(stage, reference=reference, max_relative_error=MAX_FP16_ERROR)
+    return replace(stage, reference=reference, max_relative_error=MAX_FP16_ERROR, max_activation=MAX_FP16)
 
 
 def _halve_inputs(_: nn.Module, arguments: Any, named: Any) -> Any:
@@ -85,7 +88,8 @@ def export_stage(stage: OnnxStage, folder: Path) -> float:
         The largest relative error among the outputs: ||onnx - pytorch|| / ||pytorch||.
 
     Raises:
-        VerificationError: The error is above the stage's `max_relative_error`.
+        VerificationError: The error is above the stage's `max_relative_error`, or an activation above its
+            `max_activation`.
     """
     with torch.inference_mode(), _quiet():
         program = torch.onnx.export(
@@ -124,8 +128,15 @@ def save(model: onnx_ir.Model, path: Path) -> None:
 
 def verify(stage: OnnxStage, path: Path) -> float:
     """Return the largest relative error of the ONNX file at `path` against PyTorch, on `stage.check`."""
-    with torch.inference_mode():
-        expected = (stage.reference or stage.module)(**stage.check)
+    reference = stage.reference or stage.module
+    with torch.inference_mode(), _watched(reference) as activations:
+        expected = reference(**stage.check)
+    # ONNX Runtime computes fp16 in float32 on a CPU, where what overflows on a GPU doesn't.
+    if max(activations, default=0.0) > stage.max_activation:
+        raise VerificationError(
+            f"{stage.name}: activations of up to {max(activations):.1e} are above {stage.max_activation:.1e}, the "
+            f"largest number of their type."
+        )
     expected = (expected,) if isinstance(expected, Tensor) else expected
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     actual = session.run(list(stage.outputs), {name: tensor.numpy() for name, tensor in stage.check.items()})
@@ -139,6 +150,25 @@ def verify(stage: OnnxStage, path: Path) -> float:
             f"{stage.max_relative_error:.0e}."
         )
     return errors[worst]
+
+
+@contextlib.contextmanager
+def _watched(module: object) -> Iterator[list[float]]:
+    """Collect the largest absolute value of each tensor that comes into a layer of a module or out of it."""
+    found: list[float] = []
+
+    def collect(_layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        floats = [value for value in (*inputs, output) if isinstance(value, Tensor) and value.is_floating_point()]
+        found.extend(float(value.abs().max()) for value in floats)
+
+    submodules = module.modules() if isinstance(module, nn.Module) else ()
+    # Only what has no modules inside: others also pass masks along, with their type's lowest number.
+    handles = [layer.register_forward_hook(collect) for layer in submodules if not any(layer.children())]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:

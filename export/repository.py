@@ -3,11 +3,12 @@
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export.checkpoint import Checkpoint
 from export.clap_audio import clap_audio_stage
+from export.errors import VerificationError
 from export.exported import write_record
 from export.gpt2 import gpt2_stage
 from export.manifest import ExportOptions, write_manifest
@@ -42,10 +43,14 @@ class StageResult:
     Attributes:
         relative_error: Against PyTorch in float32; None where nothing was converted.
         seconds: Loading, exporting and verifying.
+        fp16: Whether it is an ONNX stage that computes in float16.
+        refusal: Why it doesn't, where that was tried; else empty.
     """
 
     relative_error: float | None
     seconds: float
+    fp16: bool = False
+    refusal: str = ""
 
 
 def export_checkpoint(
@@ -53,8 +58,9 @@ def export_checkpoint(
     output: Path,
     *,
     name: str = ENSEMBLE,
+    target: str = "cpu",
     precision: str = "fp32",
-    fp16_stages: Collection[str] = (),
+    fp16_stages: Collection[str] | None = None,
     on_start: Callable[[str], object],
     on_done: Callable[[str, StageResult], object],
 ) -> None:
@@ -68,8 +74,10 @@ def export_checkpoint(
         output: Where to; made if it doesn't exist.
         name: Of the ensemble. Several checkpoints lie side by side under several names; the stages of all but
             `audioldm2` get the name as a prefix, since Triton's model names are global.
-        precision: Of the UNet's weights, a key of PRECISIONS.
-        fp16_stages: Keys of ONNX_STAGES that are computed in float16; the others stay in float32.
+        target: One of TARGETS. For `gpu`, each ONNX stage whose verification allows it is computed in float16.
+        precision: Of the UNet's weights, a key of PRECISIONS, whatever the target.
+        fp16_stages: Keys of ONNX_STAGES that are computed in float16, whatever the target; the others stay in float32.
+            None leaves that to the target.
         on_start: Called with a stage's name before it.
         on_done: Called with a stage's name and result after it.
 
@@ -82,28 +90,47 @@ def export_checkpoint(
     """
     names = ModelNames(name)
     check_output(output, names)
+    halved: list[str] = []
     with staging_folder(output) as staging:
         for stage in STAGES:
             on_start(stage)
-            started = time.monotonic()
             folder = staging / names.of(stage) / VERSION
-            error = _export_stage(checkpoint, stage, folder, precision, fp16=stage in fp16_stages)
-            on_done(stage, StageResult(error, time.monotonic() - started))
-        write_record(staging, names, checkpoint.name)
+            if stage in FILE_STAGES:
+                result = _write_files(checkpoint, stage, folder, precision)
+            elif fp16_stages is None and target == "gpu":
+                result = _export_in_fp16_if_it_holds(checkpoint, stage, folder)
+            else:
+                result = _export_onnx(checkpoint, stage, folder, fp16=stage in (fp16_stages or ()))
+            halved += [stage] * result.fp16
+            on_done(stage, result)
+        write_record(staging, names, checkpoint.name, target)
         if output.resolve() != COMMITTED_REPOSITORY or names.ensemble != ENSEMBLE:
             _copy_committed_files(staging, names)
-        fp16 = tuple(stage for stage in ONNX_STAGES if stage in fp16_stages)
-        write_manifest(staging, ExportOptions(checkpoint.name, names.ensemble, precision, fp16))
+        write_manifest(staging, ExportOptions(checkpoint.name, names.ensemble, precision, tuple(halved), target))
         # A smaller model than the one before may have no external data.
         data = [Path(names.of(stage)) / VERSION / f"{MODEL_FILE}.data" for stage in ONNX_STAGES]
         install(staging, output, [output / path for path in data if not (staging / path).exists()])
 
 
-def _export_stage(checkpoint: Checkpoint, name: str, folder: Path, precision: str, *, fp16: bool) -> float | None:
-    if name in FILE_STAGES:
-        return FILE_STAGES[name](checkpoint, folder, precision)
+def _write_files(checkpoint: Checkpoint, stage: str, folder: Path, precision: str) -> StageResult:
+    started = time.monotonic()
+    error = FILE_STAGES[stage](checkpoint, folder, precision)
+    return StageResult(error, time.monotonic() - started)
+
+
+def _export_onnx(checkpoint: Checkpoint, name: str, folder: Path, *, fp16: bool) -> StageResult:
+    started = time.monotonic()
     stage = ONNX_STAGES[name](checkpoint)
-    return export_stage(in_fp16(stage) if fp16 else stage, folder)
+    error = export_stage(in_fp16(stage) if fp16 else stage, folder)
+    return StageResult(error, time.monotonic() - started, fp16)
+
+
+def _export_in_fp16_if_it_holds(checkpoint: Checkpoint, name: str, folder: Path) -> StageResult:
+    try:
+        return _export_onnx(checkpoint, name, folder, fp16=True)
+    except VerificationError as error:
+        shutil.rmtree(folder)  # what was saved to be verified, with a data file that float32 may not have
+        return replace(_export_onnx(checkpoint, name, folder, fp16=False), refusal=str(error))
 
 
 def _copy_committed_files(staging: Path, names: ModelNames) -> None:

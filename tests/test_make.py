@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("export", "server", "model_repository")
 TEXT = {"prompt": "a dog", "seed": 7, "num_inference_steps": 2, "audio_length_in_s": 0.64}
 # The environment of this interpreter, and nothing installed into it.
-MAKE = ("make", f"VENV={sys.prefix}", "-o", f"{sys.prefix}/.installed-cpu")
+MAKE = ("make", f"VENV={sys.prefix}", "ACCELERATOR=cpu", "-o", f"{sys.prefix}/.installed-cpu")
 # Not the variables by which `make test`, which runs this, speaks to a make below it.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "MFLAGS"}
 PORTS = ("HTTP_PORT=0", "GRPC_PORT=0", "METRICS_PORT=0")

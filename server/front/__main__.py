@@ -2,7 +2,8 @@
 
 Standard input carries orders, one in a line:
 
-- `restarts PROCESS=N ...` and `processes NAME=PID ...`: what the metrics tell;
+- `restarts PROCESS=N ...` and `processes NAME=PID ...`: what the metrics tell; by the latter the front
+  also finds where the stages say that they have no room;
 - `unavailable SENTENCE`: refuse everything with the sentence, for Triton is started again; `available` ends that;
 - `stop`: take no more generations. Answered with `idle`, once all that are with Triton are answered and sent;
 - `cut`: cancel what is with Triton, and tell its callers that the server stops. Answered with `cut N`.
@@ -25,11 +26,12 @@ import grpc.aio
 from server.errors import ServerError
 from server.front.door import Door
 from server.front.envoy import MAX_BODY_BYTES, Endpoints, ask_envoy, start_envoy
-from server.front.metrics import serve_metrics
+from server.front.metrics import TRITONSERVER, serve_metrics
 from server.front.targets import Access
 from server.line_writer import LineWriter
 from server.request_log import LEFT_OUT, RequestLog, format_line, read_format
-from server.supervisor import BoundedLog
+from server.supervisor import BoundedLog, model_folders
+from server.triton import JOB_BOARDS
 
 POLL_S = 0.02
 KEPT_LOG_BYTES = 1 << 20
@@ -108,6 +110,8 @@ async def _obey(door: Door, admin: str, tell: Callable[[str], object]) -> None:
             case "processes":
                 own = {name: door.metrics.processes[name] for name in ("door", "envoy")}
                 door.metrics.processes = _numbers(rest) | own
+                triton = door.metrics.processes.get(TRITONSERVER, 0)
+                door.full_models.set_folders(model_folders(JOB_BOARDS, triton))
 
 
 def _numbers(text: str) -> dict[str, int]:

@@ -15,6 +15,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.front.exchange import Exchange
+from server.front.full_models import FullModels
 from server.front.metrics import DoorMetrics
 from server.front.refusals import UNAVAILABLE, RefusedError
 from server.front.targets import Access
@@ -58,6 +59,7 @@ class Door:
         self._on_fault = on_fault
         self._log = log
         self.metrics = DoorMetrics()
+        self.full_models = FullModels()
         self._unavailable = ""
         self._exchanges: set[Exchange] = set()
         self._cancellations: set[asyncio.Task[None]] = set()
@@ -141,12 +143,14 @@ class Door:
         """Refuse a request for `model` (or, where that is empty, say that the server isn't ready) where it must wait.
 
         Raises:
-            RefusedError: The server stops, or is started again.
+            RefusedError: The server stops, is started again, or has no room for it.
         """
         if self._unavailable:
             raise RefusedError(UNAVAILABLE, self._unavailable)
         if self._is_stopping and model not in self.jobs_models:
             raise RefusedError(UNAVAILABLE, STOPPING)
+        if sentence := self.full_models.why_full(model):
+            raise RefusedError(UNAVAILABLE, sentence)
 
     def why_lost(self) -> str:
         """Return the sentence for a request that was with Triton when that ended."""
@@ -163,7 +167,7 @@ class Door:
                 self._note(exchange)
                 yield response
         finally:
-            self._exchanges.discard(exchange)
+            self._forget(exchange)
             if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
                 self.record(exchange, "left", "CANCELLED")
                 self._cancel_soon(exchange.inference.request_id)
@@ -187,7 +191,13 @@ class Door:
         if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
             self._exchanges.add(exchange)
         else:
-            self._exchanges.discard(exchange)
+            self._forget(exchange)
+
+    def _forget(self, exchange: Exchange) -> None:
+        if exchange in self._exchanges:
+            self._exchanges.remove(exchange)
+            if not exchange.was_full:
+                self.full_models.note_freed()
 
     def _cancel_soon(self, request_id: str) -> None:
         task = asyncio.get_running_loop().create_task(self._cancel(request_id))

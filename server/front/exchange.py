@@ -103,6 +103,7 @@ class Exchange:
         model: The model's name, once it is known.
         request_id: Its id, once it is known.
         status: HTTP's, of Triton's answer.
+        was_full: Whether the stages had no room for it.
         came_s: When it came, by the monotonic clock.
     """
 
@@ -115,6 +116,7 @@ class Exchange:
     model: str = ""
     request_id: str = ""
     status: str = ""
+    was_full: bool = False
     came_s: float = field(default_factory=time.monotonic)
 
     def respond(self, message: Any) -> Any:
@@ -269,6 +271,7 @@ class Exchange:
 
     def _note_error_of_triton(self, error: str, status: str) -> None:
         """Record what Triton itself has refused. Its words aren't: they may have some of the request in them."""
+        self.was_full = f"[{UNAVAILABLE.tag}]" in error
         if FROM_A_STAGE not in error and self.model in self.state.access.models:
             outcome, reason = _TRITONS_REFUSALS.get(status, ("failed", "INTERNAL"))
             self.state.record(self, outcome, reason)

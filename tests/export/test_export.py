@@ -15,7 +15,10 @@ from export import __main__ as command
 from export import onnx_stage, repository
 from export.checkpoint import Checkpoint
 from export.demo import count_parameters, write_checkpoint
+from export.exported import recorded
 from export.gpt2 import gpt2_stage
+from export.manifest import manifest_path, read_manifest
+from export.model_names import ModelNames
 from export.onnx_stage import (
     MAX_FP16_ERROR,
     MAX_RELATIVE_ERROR,
@@ -26,6 +29,7 @@ from export.onnx_stage import (
     relative_error,
 )
 from export.pytorch_files import PRECISIONS, write_unet_files
+from export.target import choose_target
 from export.vae import QUERY_GROUP, VaeDecoder
 from export.vocoder import WINDOW, halo_frames, vocoder_stage
 
@@ -178,6 +182,99 @@ def test_a_graph_that_disagrees_with_pytorch_is_refused(tmp_path):
     )
     with pytest.raises(VerificationError, match=r"double: output output differs from PyTorch by \d.*more than 1e-03"):
         export_stage(stage, tmp_path)
+
+
+def linear_stage(name, *weights):
+    """Linear layers, one for each weight, that multiply by it."""
+    layers = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in weights))
+    for layer, weight in zip(layers, weights, strict=True):
+        nn.init.eye_(layer.weight).data.mul_(weight)
+    return OnnxStage(
+        name=name,
+        module=layers,
+        example={"input": torch.ones(2, 4)},
+        dynamic_axes={"input": {0: "rows"}},
+        outputs=("output",),
+        check={"input": torch.ones(3, 4)},
+    )
+
+
+def test_what_overflows_in_fp16_on_the_way_is_refused_though_its_result_would_fit(tmp_path):
+    assert export_stage(linear_stage("narrow", 1e4, 1e-4), tmp_path) < MAX_RELATIVE_ERROR
+    assert export_stage(in_fp16(linear_stage("narrow", 1e4, 1e-4)), tmp_path) < MAX_FP16_ERROR
+    assert export_stage(linear_stage("wide", 1e4, 10, 1e-5), tmp_path) < MAX_RELATIVE_ERROR
+    with pytest.raises(VerificationError, match=r"wide: activations of up to 1.0e\+05 are above 6.6e\+04, the largest"):
+        export_stage(in_fp16(linear_stage("wide", 1e4, 10, 1e-5)), tmp_path)
+
+
+@pytest.fixture
+def linear_stages(monkeypatch):
+    """Two stages to export, one of which doesn't bear fp16."""
+    stages = {
+        "vae": lambda _: linear_stage("vae", 1e4, 1e-4),
+        "vocoder": lambda _: linear_stage("vocoder", 1e4, 10, 1e-5),
+    }
+    monkeypatch.setattr(repository, "ONNX_STAGES", stages)
+    monkeypatch.setattr(repository, "STAGES", tuple(stages))
+
+
+def fp16_files(output):
+    """The stages in `output` whose weights are in float16."""
+    models = {path.parts[-3]: onnx.load(path) for path in sorted(output.glob("*/1/model.onnx"))}
+    return [
+        stage
+        for stage, model in models.items()
+        if {weight.data_type for weight in model.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    ]
+
+
+@pytest.mark.usefixtures("linear_stages")
+@pytest.mark.parametrize(
+    ("options", "halved"),
+    [
+        (["--target", "gpu"], ["vae"]),
+        (["--target", "cpu"], []),
+        (["--target", "cpu", "--fp16-stages", "vae"], ["vae"]),
+        (["--target", "gpu", "--fp16-stages", "text_encoder"], []),
+    ],
+)
+def test_for_a_gpu_stages_are_in_fp16_where_it_holds_and_options_of_ones_own_win(
+    options, halved, demo_checkpoint, tmp_path, capsys
+):
+    output = tmp_path / "models"
+    assert command.main(["--checkpoint", str(demo_checkpoint), "--output", str(output), *options]) == 0
+    assert fp16_files(output) == halved
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in said if line.endswith("  fp16")] == halved
+    tried = "--fp16-stages" not in options and "gpu" in options
+    assert any(line.startswith("vocoder       stays in fp32; in fp16, vocoder: activat") for line in said) == tried
+    manifest = read_manifest(manifest_path(output, ModelNames()))
+    assert (manifest.options.target, manifest.options.fp16_stages) == (options[1], tuple(halved))
+    assert recorded(output, ModelNames()).target == options[1]
+
+
+@pytest.mark.usefixtures("linear_stages")
+def test_a_stage_that_is_named_and_does_not_bear_fp16_is_refused(demo_checkpoint, tmp_path, capsys):
+    arguments = ["--checkpoint", str(demo_checkpoint), "--output", str(tmp_path / "models")]
+    assert command.main([*arguments, "--fp16-stages", "vocoder"]) == 1
+    assert "export: vocoder: activations of up to 1.0e+05 are above" in capsys.readouterr().err
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "torch_has_gpu", "providers", "target"),
+    [
+        ("auto", False, ["CPUExecutionProvider"], "cpu"),
+        ("auto", True, ["CPUExecutionProvider"], "gpu"),
+        ("auto", False, ["CUDAExecutionProvider", "CPUExecutionProvider"], "gpu"),
+        ("cpu", True, ["CUDAExecutionProvider"], "cpu"),
+        ("gpu", False, ["CPUExecutionProvider"], "gpu"),
+    ],
+)
+def test_without_a_target_it_is_what_the_machine_has(wanted, torch_has_gpu, providers, target, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: torch_has_gpu)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    assert choose_target(wanted) == target
 
 
 @pytest.mark.parametrize("bad", [np.full(3, np.nan), np.ones(4), np.full(3, np.inf)])

@@ -69,7 +69,7 @@ def add_twin(repository: Path, names: ModelNames) -> None:
 
 def test_the_manifest_lists_all_that_was_exported_but_the_configurations(exported_repository, demo_checkpoint):
     manifest = read_manifest(manifest_path(exported_repository, NAMES))
-    assert manifest.options == ExportOptions(str(demo_checkpoint))
+    assert manifest.options == ExportOptions(str(demo_checkpoint), target="cpu")
     assert manifest.files == {
         path.relative_to(exported_repository).as_posix(): FileRecord(
             path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
@@ -97,7 +97,7 @@ def test_each_export_renews_the_manifest_of_its_ensemble_alone(demo_checkpoint, 
     export(demo_checkpoint, output)
     export(demo_checkpoint, output, "--name", MUSIC.ensemble, "--precision", "bf16")
     before = read_manifest(manifest_path(output, MUSIC))
-    assert before.options == ExportOptions(str(demo_checkpoint), MUSIC.ensemble, "bf16")
+    assert before.options == ExportOptions(str(demo_checkpoint), MUSIC.ensemble, "bf16", target="cpu")
     assert {path.split("/")[0] for path in before.files} == {MUSIC.of(model) for model in (*FILE_STAGES, "jobs")}
     export(demo_checkpoint, output, "--precision", "fp16")
     assert read_manifest(manifest_path(output, NAMES)).options.precision == "fp16"
@@ -136,15 +136,16 @@ def test_git_ignores_the_manifest():
 @pytest.mark.parametrize(
     "options",
     [
-        ExportOptions("cvssp/audioldm2"),
-        ExportOptions("/weights/it's größer", "audioldm2_music", "bf16", ("text_encoder", "clap_audio")),
+        ExportOptions("cvssp/audioldm2", target="cpu"),
+        ExportOptions("/weights/it's größer", "audioldm2_music", "bf16", ("text_encoder", "clap_audio"), "gpu"),
     ],
 )
 def test_the_recorded_command_is_the_one_that_was_run(options):
     words = shlex.split(options.command(Path("/models here")))
     assert words[:3] == ["python", "-m", "export"]
     parsed = command._parser().parse_args(words[3:])
-    assert ExportOptions(parsed.checkpoint, parsed.name, parsed.precision, tuple(parsed.fp16_stages)) == options
+    stages = tuple(parsed.fp16_stages or ())
+    assert ExportOptions(parsed.checkpoint, parsed.name, parsed.precision, stages, parsed.target) == options
     assert parsed.output == Path("/models here")
 
 
@@ -178,13 +179,13 @@ def test_each_damaged_ensemble_is_named_with_its_own_command(repository, demo_ch
     assert code == 1
     assert said == (
         f"verify: The model repository {repository} is incomplete: audioldm2_music_vae/1/model.onnx is missing; run "
-        f"`{base} --name audioldm2_music`, or copy it again from where it was exported.\n"
+        f"`{base} --name audioldm2_music --target cpu`, or copy it again from where it was exported.\n"
     )
     damage.truncate(repository / "vae" / "1" / "model.onnx")
     first, second = verified(repository, capsys)[1].splitlines()
     assert "damaged: vae/1/model.onnx has " in first
-    assert f"run `{base}`, or" in first
-    assert f"run `{base} --name audioldm2_music`, or" in second
+    assert f"run `{base} --target cpu`, or" in first
+    assert f"run `{base} --name audioldm2_music --target cpu`, or" in second
 
 
 def test_a_long_list_of_files_is_shortened(repository, capsys):

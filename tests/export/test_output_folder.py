@@ -164,7 +164,7 @@ def test_an_export_over_another_checkpoint_says_so(demo_checkpoint, tmp_path, ca
             "verified."
         ],
     ]
-    assert read_record(output, NAMES) == Exported(str(other), code_digest())
+    assert read_record(output, NAMES) == Exported(str(other), code_digest(), "cpu")
     assert read_record(output, ModelNames("second")) is None
 
 

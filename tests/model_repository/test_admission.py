@@ -56,6 +56,21 @@ def test_what_goes_beyond_a_budget_is_refused_and_what_fills_it_is_not(field, be
         BUDGETS.check(live, dataclasses.replace(Load(), **{field: fits}))
 
 
+@pytest.mark.parametrize(
+    ("live", "sentence"),
+    [
+        (Load(), ""),
+        (Load(949, 7, 56.9), ""),
+        (Load(950, 0, 0.0), "it has 950 tokens of text to encode of at most 1000"),
+        (Load(0, 8, 0.0), "it has 8 rows to denoise of at most 8"),
+        (Load(0, 30, 0.0), "it has 30 rows to denoise of at most 8"),
+        (Load(1, 1, 57.0), "it has 57 seconds of audio to deliver of at most 60"),
+    ],
+)
+def test_one_budget_that_is_nearly_used_up_is_full_for_all(live, sentence):
+    assert BUDGETS.why_full(live) == (f"the server is full: {sentence}: try again later." if sentence else "")
+
+
 def test_a_request_of_any_size_is_let_in_where_nothing_is_live():
     BUDGETS.check(Load(), Load(10**6, 10**6, 10.0**6))
 

@@ -116,9 +116,19 @@ def test_backends_are_onnxruntime_and_python_only():
 @pytest.mark.parametrize("name", ONNX_MODELS)
 def test_onnx_models_set_no_option_that_the_native_backend_could_refuse(name):
     known = {"name", "backend", "max_batch_size", "input", "output", "instance_group", "dynamic_batching"}
-    known |= {"response_cache", "parameters"}
+    known |= {"response_cache", "parameters", "optimization"}
     assert {field.name for field, _ in CONFIGS[name].ListFields()} <= known
-    assert set(CONFIGS[name].parameters) <= {"memory.enable_memory_arena_shrinkage"}
+    native = {"gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search"}
+    assert set(CONFIGS[name].parameters) <= native | {"memory.enable_memory_arena_shrinkage"}
+
+
+@pytest.mark.parametrize("name", ONNX_MODELS)
+def test_no_option_stands_where_the_native_backend_overwrites_it(name):
+    # https://github.com/triton-inference-server/server/issues/8808
+    overwritten = {"gpu_mem_limit", "arena_extend_strategy", "cudnn_conv_algo_search", "do_copy_in_default_stream"}
+    for accelerator in CONFIGS[name].optimization.execution_accelerators.gpu_execution_accelerator:
+        assert accelerator.name == "cuda"
+        assert not overwritten & set(accelerator.parameters)
 
 
 def test_each_model_has_one_instance():

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import itertools
 import os
+import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -444,6 +445,20 @@ def test_the_file_of_a_server_that_stops_is_seen_and_stays(board, clock, tmp_pat
     clock.now += 2 * LIVE_TTL_S
     board.create_entry("another")
     assert board.is_stopping()
+
+
+def test_the_file_of_an_ensemble_without_room_says_so_until_there_is_room(board, clock, tmp_path):
+    file = tmp_path / "board" / f"{job_board.FULL_FILE}audioldm2"
+    for sentence in ("it has 100 rows.", "it has 95 rows."):
+        board.show_full("audioldm2", sentence)
+        assert file.read_text() == sentence
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    clock.now += 2 * LIVE_TTL_S
+    board.create_entry("another")
+    assert file.exists(), "no entry that has expired"
+    for _ in range(2):
+        board.show_full("audioldm2", "")
+        assert not file.exists()
 
 
 def test_sweeping_a_board_that_is_gone_does_nothing(board):

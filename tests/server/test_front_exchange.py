@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import struct
 import time
 
@@ -13,6 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from server.front.door import Door
 from server.front.exchange import Exchange
+from server.front.full_models import FULL_FILE, HOLDS_S
 from server.front.targets import Access
 from server.request_log import RequestLog
 
@@ -101,6 +103,13 @@ def begin(door, *, grpc=False, **fields):
     return exchange
 
 
+def ask(door, **fields):
+    """What the door says to a generation."""
+    exchange = Exchange(door)
+    exchange.respond(request_headers(GENERATE))
+    return exchange.respond(request_body(json.dumps({"prompt": "a dog", **fields}).encode()))
+
+
 def refusal(response):
     assert response.WhichOneof("response") == "immediate_response"
     answer = response.immediate_response
@@ -129,6 +138,54 @@ def test_a_lost_server_is_told_in_the_contracts_words(door, lines, detail):
     assert status == 503
     assert words.startswith("[UNAVAILABLE] stage unet died (signal 9); ")
     assert "outcome=lost reason=UNAVAILABLE" in lines[-1]
+
+
+def test_a_model_without_room_is_refused_at_the_door_until_nobody_says_so_any_more(door, lines, tmp_path):
+    door.full_models.set_folders([tmp_path / "gone", tmp_path])
+    sign = tmp_path / f"{FULL_FILE}audioldm2"
+    sign.write_text("the server is full: it has 96 rows to denoise of at most 96: try again later.")
+    status, words = refusal(ask(door, id="mine"))
+    assert (status, words.startswith("[UNAVAILABLE] the server is full: it has 96 rows")) == (503, True)
+    assert "id=mine model=audioldm2 outcome=refused reason=UNAVAILABLE" in lines[-1]
+    assert door.num_live == 0
+    os.utime(sign, (0, time.time() - 2 * HOLDS_S))
+    assert begin(door).inference, "what says it is dead"
+    sign.write_text("the server is full.")
+    sign.unlink()
+    assert begin(door).inference
+
+
+def test_a_request_that_ends_may_leave_room_for_another_whatever_was_said_before(door, tmp_path):
+    door.full_models.set_folders([tmp_path])
+    sign = tmp_path / f"{FULL_FILE}audioldm2"
+    running = begin(door)
+    door._note(running)
+    sign.write_text("the server is full.")
+    os.utime(sign, (0, time.time() - 0.1))
+    assert refusal(ask(door))[0] == 503
+    running.inference = None
+    door._note(running)
+    assert begin(door).inference
+    sign.write_text("the server is full.")
+    os.utime(sign, (0, time.time() + 0.1))
+    assert refusal(ask(door))[0] == 503, "it was said again"
+
+
+@pytest.mark.parametrize("grpc", [False, True])
+def test_a_refusal_of_the_stages_frees_nothing(door, grpc, tmp_path):
+    door.full_models.set_folders([tmp_path])
+    sentence = "in ensemble 'audioldm2', [UNAVAILABLE] the server is full: it has 95 rows ..."
+    refused = begin(door, grpc=grpc)
+    door._note(refused)
+    (tmp_path / f"{FULL_FILE}audioldm2").write_text("the server is full.")
+    if grpc:
+        refused.respond(response_headers({":status": "200", "grpc-status": "14", "grpc-message": sentence}))
+    else:
+        refused.respond(response_headers({":status": "503"}))
+        refused.respond(response_body(json.dumps({"error": sentence})))
+    assert refused.inference is None
+    door._note(refused)
+    assert refusal(ask(door))[0] == 503
 
 
 def test_an_answer_of_a_server_that_is_about_to_be_ended_is_withheld(door):

@@ -17,6 +17,11 @@ def parameter(name, value):
     return parse_config(config(parameters={name: {"string_value": value}}))
 
 
+def accelerator(name="cuda", device="gpu", **parameters):
+    entry = {"name": name, "parameters": parameters}
+    return {"optimization": {"execution_accelerators": {f"{device}_execution_accelerator": [entry]}}}
+
+
 def check(wanted, x=(3,), y=(3,), *, types=(FLOAT, FLOAT), extra_inputs=(), overridable=()):
     inputs = [GraphTensor("x", types[0], x), *extra_inputs]
     check_signature(parse_config(wanted), inputs, [GraphTensor("y", types[1], y)], overridable)
@@ -26,6 +31,7 @@ def test_without_options_everything_but_spinning_is_left_to_onnx_runtime():
     parsed = parse_config(config())
     assert parsed.model_filename == "model.onnx"
     assert (parsed.intra_op_thread_count, parsed.allow_spinning, parsed.arena_shrinkage) == (0, False, "")
+    assert parsed.cuda_options == {}
 
 
 def test_each_parameter_reaches_its_place():
@@ -33,6 +39,26 @@ def test_each_parameter_reaches_its_place():
     assert parameter("session.intra_op.allow_spinning", "1").allow_spinning is True
     assert parameter("session.intra_op.allow_spinning", "0").allow_spinning is False
     assert parameter("memory.enable_memory_arena_shrinkage", "cpu:0").arena_shrinkage == "cpu:0"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "option"),
+    [
+        ("cudnn_conv_algo_search", "0", "EXHAUSTIVE"),
+        ("cudnn_conv_algo_search", "1", "HEURISTIC"),
+        ("cudnn_conv_algo_search", "2", "DEFAULT"),
+        ("arena_extend_strategy", "0", "kNextPowerOfTwo"),
+        ("arena_extend_strategy", "1", "kSameAsRequested"),
+        ("gpu_mem_limit", " 4294967296", "4294967296"),
+    ],
+)
+def test_the_native_backends_parameters_of_a_gpu_become_onnx_runtimes(name, value, option):
+    assert parameter(name, value).cuda_options == {name: option}
+
+
+def test_the_other_options_of_a_gpu_come_from_the_accelerator_cuda():
+    parsed = parse_config(config(**accelerator(use_tf32="0", prefer_nhwc="1")))
+    assert parsed.cuda_options == {"use_tf32": "0", "prefer_nhwc": "1"}
 
 
 def test_what_triton_writes_into_every_configuration_is_accepted():
@@ -48,6 +74,11 @@ def test_what_triton_writes_into_every_configuration_is_accepted():
         ("intra_op_thread_count", "-1", "'intra_op_thread_count' must be a whole number of 0 or more, and is '-1'"),
         ("intra_op_thread_count", "two", "and is 'two'"),
         ("session.intra_op.allow_spinning", "on", "'session.intra_op.allow_spinning' must be 0 or 1, and is 'on'"),
+        ("cudnn_conv_algo_search", "HEURISTIC", "must be one of 0 (EXHAUSTIVE), 1 (HEURISTIC), 2 (DEFAULT), and is 'H"),
+        ("arena_extend_strategy", "2", "must be one of 0 (kNextPowerOfTwo), 1 (kSameAsRequested), and is '2'"),
+        ("gpu_mem_limit", "0", "'gpu_mem_limit' must be a number of bytes above 0, and is '0'"),
+        ("gpu_mem_limit", "8 GiB", "and is '8 GiB'"),
+        ("use_tf32", "0", "unknown parameter 'use_tf32'"),
     ],
 )
 def test_a_wrong_parameter_is_refused_with_its_name_and_value(name, value, complaint):
@@ -61,10 +92,10 @@ def test_a_wrong_parameter_is_refused_with_its_name_and_value(name, value, compl
     [
         ({"optimization": {"graph": {"level": 2}}}, "sets optimization.graph.level"),
         ({"optimization": {"graph": {"level": -1}}}, "sets optimization.graph.level"),
-        (
-            {"optimization": {"execution_accelerators": {"gpu_execution_accelerator": [{"name": "tensorrt"}]}}},
-            "sets optimization.execution_accelerators",
-        ),
+        (accelerator("tensorrt"), "gpu_execution_accelerator to 'tensorrt', and .* supports only 'cuda'"),
+        (accelerator("openvino", "cpu"), "execution_accelerators.cpu_execution_accelerator"),
+        (accelerator(gpu_mem_limit="1"), "'cuda', 'gpu_mem_limit'; .* knows use_tf32, prefer_nhwc"),
+        (accelerator(use_tf32="no"), "'use_tf32' must be 0 or 1, and is 'no'"),
         ({"sequence_batching": {"state": [{}]}}, "sequence_batching"),
         ({"batch_input": [{}]}, "batch_input"),
         ({"model_operations": {"op_library_filename": ["x.so"]}}, "model_operations"),

@@ -5,10 +5,20 @@ import onnx
 import onnx_backend_session
 import onnxruntime
 import pytest
+from google.protobuf.json_format import MessageToDict
 from onnx_backend_config import BackendConfig, ConfigError, TensorConfig, parse_config
-from onnx_backend_session import OnnxSession, Request, execution_providers, is_invalid_argument, run_in_batches
+from onnx_backend_session import (
+    OnnxSession,
+    Request,
+    execution_providers,
+    is_device_lost,
+    is_invalid_argument,
+    run_in_batches,
+    run_options,
+)
 
 from tests.helpers import tiny_repository as tiny
+from tests.helpers.triton_configs import read_configs
 
 DOUBLE = BackendConfig(
     "model.onnx", 8, (TensorConfig("x", "TYPE_FP32", (3,)),), (TensorConfig("y", "TYPE_FP32", (3,)),)
@@ -143,13 +153,91 @@ def test_every_option_reaches_the_session_options(parameters, threads, spinning)
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == spinning
 
 
-def test_memory_arena_shrinkage_is_accepted_by_a_run(path):
-    config = BackendConfig("model.onnx", 8, DOUBLE.inputs, DOUBLE.outputs, arena_shrinkage="cpu:0")
+def committed(model):
+    return parse_config(MessageToDict(read_configs()[model], preserving_proto_field_name=True))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """The names that ONNX Runtime has with CUDA; no session can be made with them here."""
+    monkeypatch.setattr(onnx_backend_session, "has_cuda", lambda: True)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+
+
+EXACT = {"device_id": "1", "use_tf32": "0"}
+HEURISTIC = {**EXACT, "cudnn_conv_algo_search": "HEURISTIC"}
+BOUNDED = {**HEURISTIC, "arena_extend_strategy": "kSameAsRequested", "gpu_mem_limit": str(8 * 2**30)}
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("text_encoder", EXACT),
+        ("gpt2", EXACT),
+        ("vae", BOUNDED),
+        ("vocoder", BOUNDED),
+        ("clap_audio", HEURISTIC),
+    ],
+)
+def test_a_gpu_instance_asks_for_cuda_on_its_own_device_as_the_configuration_says(model, options):
+    config = committed(model)
+    assert execution_providers(config, 1) == [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+    assert execution_providers(config, None) == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("model", ["vae", "vocoder"])
+def test_a_run_gives_back_the_memory_of_every_gpu_that_it_may_be_on_and_runs_without_one(model, path):
+    shrinkage = committed(model).arena_shrinkage
+    assert shrinkage.split(";") == ["cpu:0", *(f"gpu:{device}" for device in range(8))]
+    config = BackendConfig("model.onnx", 8, DOUBLE.inputs, DOUBLE.outputs, arena_shrinkage=shrinkage)
+    options = run_options(config)
+    assert options.get_run_config_entry("memory.enable_memory_arena_shrinkage") == shrinkage
     [result] = OnnxSession(path, config).run([rows(1)])
     assert result["y"].tolist() == [[2] * 3]
 
 
-def test_a_gpu_instance_asks_for_cuda_on_its_own_device_first(monkeypatch):
-    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
-    assert execution_providers(None) == ["CPUExecutionProvider"]
-    assert execution_providers(1) == [("CUDAExecutionProvider", {"device_id": "1"}), "CPUExecutionProvider"]
+def test_a_gpu_instance_without_cuda_is_refused_and_not_moved_to_the_cpu(path):
+    with pytest.raises(ConfigError) as caught:
+        OnnxSession(path, DOUBLE, device_id=1)
+    assert "to run on GPU 1, and the installed onnxruntime has no CUDA; install the one that has it (`make A" in str(
+        caught.value
+    )
+    assert "or write KIND_CPU into the instance_group of its config.pbtxt" in str(caught.value)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_gpu_instance_whose_cuda_cannot_be_used_is_refused_and_not_moved_to_the_cpu(path):
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(ConfigError) as caught:
+        OnnxSession(path, DOUBLE, device_id=1)
+    assert "can't use CUDA device 1, see its message in the log" in str(caught.value)
+    assert "or write KIND_CPU into the instance_group of its config.pbtxt" in str(caught.value)
+
+
+def test_no_failure_moves_a_session_to_the_cpu(path, monkeypatch):
+    asked = []
+
+    class Spy(onnxruntime.InferenceSession):
+        def __init__(self, *arguments, **options):
+            asked.append(options["enable_fallback"])
+            super().__init__(*arguments, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Spy)
+    OnnxSession(path, DOUBLE)
+    assert asked == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        (
+            "CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; hostname=a ; file=b.cc ; line=63 ;",
+            True,
+        ),
+        ("CUDA failure 719: unspecified launch failure ; GPU=0 ; hostname=a ;", True),
+        ("CUDA failure 2: out of memory ; GPU=0 ; hostname=a ; expr=cudaMalloc((void**)&p, size);", False),
+        ("Failed to allocate memory for requested buffer of size 700", False),
+    ],
+)
+def test_only_an_error_that_no_later_call_survives_ends_the_process(text, lost):
+    assert is_device_lost(RuntimeError(text)) is lost

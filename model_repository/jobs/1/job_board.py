@@ -43,6 +43,8 @@ MAX_TOMBSTONES = 256
 _TOMBSTONE = ".cancelled"
 STOP_FILE = "stop"
 """Whoever runs the server makes it."""
+FULL_FILE = "full."
+"""And the name of an ensemble: the tokenizer writes it, and whoever is before Triton may read it."""
 _LEFT_AT = struct.Struct("<d")
 
 
@@ -147,6 +149,24 @@ class JobBoard:
     def is_stopping(self) -> bool:
         """Say whether requests that still run are to be answered now: a file tells so when the server stops."""
         return (self._folder / STOP_FILE).exists()
+
+    def show_full(self, model: str, sentence: str) -> None:
+        """Say, or say again, that there is no room for requests of an ensemble, or that there is.
+
+        Args:
+            model: The ensemble.
+            sentence: What its callers may be told; an empty text where there is room. It holds for half a second, in
+                which it is said again or not.
+        """
+        name = f"{FULL_FILE}{model}"
+        with self._warning_once(), private_folder(self._folder) as folder:
+            if not sentence:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name, dir_fd=folder)
+                return
+            file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
+            with _closing(file):
+                os.ftruncate(file, os.pwrite(file, sentence.encode(), 0))
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""

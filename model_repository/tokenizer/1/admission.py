@@ -35,6 +35,9 @@ OVERTAKEN_SILENCE_S = 0.2
 LOOP_SILENCE_S = 180.0
 """The same for a request in the denoising loop, which reports every minute (job_entry.HEARTBEAT_S)."""
 
+NEARLY_FULL = 0.95
+"""Of a budget: so much of it is live, and hardly any request fits. The front may refuse all of them then by itself."""
+
 _WHAT = {"tokens": "tokens of text to encode", "rows": "rows to denoise", "audio_s": "seconds of audio to deliver"}
 
 
@@ -101,6 +104,14 @@ class Budgets:
                     f"the server is full: it has {used:g} {_WHAT[field.name]} of at most {limit:g}, and "
                     f"this request has {wanted:g}: try again later."
                 )
+
+    def why_full(self, live: Load) -> str:
+        """Return a sentence where there is hardly room for any request; an empty text otherwise."""
+        for field in fields(Load):
+            used, limit = (getattr(load, field.name) for load in (live, self.load))
+            if used >= NEARLY_FULL * limit:
+                return f"the server is full: it has {used:g} {_WHAT[field.name]} of at most {limit:g}: try again later."
+        return ""
 
 
 def load_of(request: "GenerationRequest", tokens_per_row: int) -> Load:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
-from admission import load_of
+from admission import Load, load_of
 from audio_geometry import AudioGeometry
 from generation_request import GenerationRequest, Limits, parse_request
 from live_requests import EndedRequest, LiveRequests
-from request_errors import DeadlineError, RequestCancelledError, RequestError
+from request_errors import DeadlineError, RequestCancelledError, RequestError, ServerBusyError
 from request_log import FORMAT_VARIABLE, line_of, read_format
 from request_metrics import RequestMetrics, build_labels
 from request_reporter import RequestReporter
@@ -65,7 +65,7 @@ class TritonPythonModel:
         metrics = RequestMetrics(
             pb_utils.MetricFamily, self._model, self._limits.budgets, build_labels(stage.folder / "checkpoint.json")
         )
-        self._reporter = RequestReporter(self._live, metrics, self._log)
+        self._reporter = RequestReporter(self._live, metrics, self._log, self._show_load)
 
     def execute(self, requests: list[pb_utils.InferenceRequest]) -> list[pb_utils.InferenceResponse]:
         """Answer each request, with an error of its own where it is wrong or one too many."""
@@ -109,7 +109,12 @@ class TritonPythonModel:
     ) -> pb_utils.InferenceResponse:
         entry.end("cancelled" if isinstance(error, RequestCancelledError) else "failed", error.reason)
         self._live.add_refused(request_id, entry.record, request)
+        if isinstance(error, ServerBusyError):
+            self._show_load(self._live.load())
         return _error_response(error)
+
+    def _show_load(self, load: Load) -> None:
+        self._board.show_full(self._model, self._limits.budgets.why_full(load))
 
     def _log(self, ended: EndedRequest) -> None:
         line = line_of(ended, self._model, self._log_format)

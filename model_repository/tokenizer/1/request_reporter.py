@@ -1,9 +1,13 @@
-"""Tells of requests that are over, in a thread of its own: to the metrics, and with a line each to the log."""
+"""Tells of the requests, in a thread of its own: of those that are over to the metrics, and a line each to the log.
+
+Of those that are live it tells whether there is room for others.
+"""
 
 import threading
 import traceback
 from collections.abc import Callable
 
+from admission import Load
 from live_requests import EndedRequest, LiveRequests
 from request_metrics import RequestMetrics
 
@@ -17,10 +21,17 @@ class RequestReporter:
         live: The ensemble's requests.
         metrics: Where they are counted.
         write: Writes one of them to the log.
+        show_load: Called with what is live.
     """
 
-    def __init__(self, live: LiveRequests, metrics: RequestMetrics, write: Callable[[EndedRequest], object]) -> None:
-        self._live, self._metrics, self._write = live, metrics, write
+    def __init__(
+        self,
+        live: LiveRequests,
+        metrics: RequestMetrics,
+        write: Callable[[EndedRequest], object],
+        show_load: Callable[[Load], object],
+    ) -> None:
+        self._live, self._metrics, self._write, self._show_load = live, metrics, write, show_load
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="request-reporter", daemon=True)
         self._thread.start()
@@ -43,4 +54,6 @@ class RequestReporter:
         ended = self._live.take_ended()
         for request in ended:
             self._write(request)
-        self._metrics.publish(ended, self._live.load())
+        load = self._live.load()
+        self._show_load(load)
+        self._metrics.publish(ended, load)

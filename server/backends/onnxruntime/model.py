@@ -17,8 +17,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from onnx_backend_config import ConfigError, parse_config
 from onnx_backend_jobs import GivenUpError, JobBoards
-from onnx_backend_session import OnnxSession, Request, has_cuda, is_invalid_argument
+from onnx_backend_session import OnnxSession, Request, is_device_lost, is_invalid_argument
 from parent_death import end_with_parent
+
+DEVICE_LOST_STATUS = 70
 
 
 class TritonPythonModel:
@@ -55,6 +57,7 @@ class TritonPythonModel:
         wanted = [_request(request) for request, error in zip(requests, given_up, strict=True) if not error]
         computed = iter(self._session.run(wanted) if wanted else ())
         results = [error or next(computed) for error in given_up]
+        _end_process_without_gpu(results)
         for request_id, result in zip(ids, results, strict=True):
             if isinstance(result, Exception) and not isinstance(result, GivenUpError):
                 self._boards.end_failed(request_id, "INVALID_ARG" if is_invalid_argument(result) else "INTERNAL")
@@ -66,16 +69,16 @@ class TritonPythonModel:
 
 
 def _device_id(args: dict[str, str]) -> int | None:
-    """CUDA device of this instance, or None for the CPU."""
-    if args["model_instance_kind"] != "GPU":
-        return None
-    if has_cuda():
-        return int(args["model_instance_device_id"])
-    pb_utils.Logger.log_warn(
-        f"{args['model_name']}: the installed onnxruntime has no CUDA, so this model runs on the CPU; "
-        f"`pip install onnxruntime-gpu` in its place to use the GPU"
-    )
-    return None
+    """CUDA device of this instance, or None for the CPU. Triton has made KIND_AUTO one of both."""
+    return int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
+
+
+def _end_process_without_gpu(results: Sequence[object]) -> None:
+    """End this process if the GPU has failed for good: only a new one can use it, and whoever runs Triton starts it."""
+    for result in results:
+        if isinstance(result, Exception) and is_device_lost(result):
+            pb_utils.Logger.log_error(f"the GPU has failed, and this process ends: {result}")
+            os._exit(DEVICE_LOST_STATUS)
 
 
 def _id_of(request: pb_utils.InferenceRequest) -> str:

@@ -5,8 +5,8 @@ an unknown or unsupported option is refused here, though, where the native backe
 neither Triton nor ONNX Runtime.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 DEFAULT_MODEL_FILENAME = "model.onnx"
@@ -69,7 +69,8 @@ class BackendConfig:
         outputs: In the configuration's order.
         intra_op_thread_count: Threads within one operator; 0 leaves it to ONNX Runtime (all cores).
         allow_spinning: Whether threads that have nothing to do wait actively.
-        arena_shrinkage: Devices whose memory is given back after each run, such as `cpu:0`; empty for none.
+        arena_shrinkage: Devices whose memory is given back after each run, such as `cpu:0;gpu:0`; empty for none.
+        cuda_options: Of ONNX Runtime's CUDA execution provider, by its names; for instances on a GPU alone.
     """
 
     model_filename: str
@@ -79,6 +80,7 @@ class BackendConfig:
     intra_op_thread_count: int = 0
     allow_spinning: bool = False
     arena_shrinkage: str = ""
+    cuda_options: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse_config(config: Mapping[str, Any]) -> BackendConfig:
@@ -88,12 +90,18 @@ def parse_config(config: Mapping[str, Any]) -> BackendConfig:
         ConfigError: An option is unknown, unsupported here, or has a value that it can't have.
     """
     _refuse_unsupported(config)
+    parameters = {name: value["string_value"].strip() for name, value in config.get("parameters", {}).items()}
+    accelerator = _cuda_accelerator(config)
+    _refuse_unknown("parameter", parameters, (*_PARAMETERS, *_CUDA_PARAMETERS))
+    _refuse_unknown("parameter of the accelerator 'cuda',", accelerator, _CUDA_ACCELERATOR)
+    fields = _converted(parameters, _PARAMETERS)
     return BackendConfig(
         model_filename=config.get("default_model_filename") or DEFAULT_MODEL_FILENAME,
         max_batch_size=int(config.get("max_batch_size", 0)),
         inputs=_parse_tensors("input", config.get("input", [])),
         outputs=_parse_tensors("output", config.get("output", [])),
-        **_parse_parameters(config.get("parameters", {})),
+        cuda_options=_converted(parameters, _CUDA_PARAMETERS) | _converted(accelerator, _CUDA_ACCELERATOR),
+        **{_FIELDS[name]: value for name, value in fields.items()},
     )
 
 
@@ -173,11 +181,30 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
     nested = {
         "model_operations": config.get("model_operations", {}).get("op_library_filename"),
         "optimization.graph.level": int(config.get("optimization", {}).get("graph", {}).get("level", 0)),
-        "optimization.execution_accelerators": config.get("optimization", {}).get("execution_accelerators"),
+        "optimization.execution_accelerators.cpu_execution_accelerator": _accelerators(config, "cpu"),
     }
     for name, value in nested.items():
         if value:
             raise ConfigError(f"config.pbtxt sets {name}, which the embedded onnxruntime backend doesn't support")
+
+
+def _accelerators(config: Mapping[str, Any], device: str) -> list[dict[str, Any]]:
+    """Return the entries of a device's accelerators, `gpu` or `cpu`."""
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {})
+    return list(accelerators.get(f"{device}_execution_accelerator", []))
+
+
+def _cuda_accelerator(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parameters of the accelerator `cuda`, the only one that there may be."""
+    parameters: dict[str, str] = {}
+    for accelerator in _accelerators(config, "gpu"):
+        if accelerator["name"] != "cuda":
+            raise ConfigError(
+                f"config.pbtxt sets optimization.execution_accelerators.gpu_execution_accelerator to "
+                f"'{accelerator['name']}', and the embedded onnxruntime backend supports only 'cuda'"
+            )
+        parameters |= accelerator.get("parameters", {})
+    return parameters
 
 
 def _parse_tensors(kind: str, entries: Sequence[Mapping[str, Any]]) -> tuple[TensorConfig, ...]:
@@ -199,17 +226,20 @@ def _parse_tensor(kind: str, entry: Mapping[str, Any]) -> TensorConfig:
     return TensorConfig(entry["name"], entry["data_type"], dims, bool(entry.get("optional", False)))
 
 
-def _parse_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    fields = {}
-    for name, value in parameters.items():
-        if name not in _PARAMETERS:
-            raise ConfigError(
-                f"config.pbtxt has the unknown parameter '{name}'; the embedded onnxruntime backend knows "
-                f"{', '.join(_PARAMETERS)}"
-            )
-        field_name, convert = _PARAMETERS[name]
-        fields[field_name] = convert(name, value["string_value"].strip())
-    return fields
+def _refuse_unknown(kind: str, values: Mapping[str, str], known: Collection[str]) -> None:
+    for name in values.keys() - set(known):
+        raise ConfigError(
+            f"config.pbtxt has the unknown {kind} '{name}'; the embedded onnxruntime backend knows {', '.join(known)}"
+        )
+
+
+Convert = Callable[[str, str], Any]
+"""From an option's name and its text to its value."""
+
+
+def _converted(values: Mapping[str, str], conversions: Mapping[str, Convert]) -> dict[str, Any]:
+    """Convert those of `values` that are among `conversions`."""
+    return {name: convert(name, values[name]) for name, convert in conversions.items() if name in values}
 
 
 def _text(_: str, value: str) -> str:
@@ -222,16 +252,49 @@ def _count(name: str, value: str) -> int:
     return int(value)
 
 
+def _bytes(name: str, value: str) -> str:
+    if not _count(name, value):
+        raise ConfigError(f"parameter '{name}' must be a number of bytes above 0, and is '{value}'")
+    return value
+
+
 def _switch(name: str, value: str) -> bool:
     if value not in ("0", "1"):
         raise ConfigError(f"parameter '{name}' must be 0 or 1, and is '{value}'")
     return value == "1"
 
 
-# Parameter -> field of BackendConfig, conversion of the string value. Each of them has a user here: the committed
-# configurations, docs/tuning.md or benchmarks/knobs.py.
-_PARAMETERS: dict[str, tuple[str, Callable[[str, str], Any]]] = {
-    "intra_op_thread_count": ("intra_op_thread_count", _count),
-    SPINNING: ("allow_spinning", _switch),
-    SHRINKAGE: ("arena_shrinkage", _text),
+def _switch_text(name: str, value: str) -> str:
+    return str(int(_switch(name, value)))
+
+
+def _numbered(*names: str) -> Convert:
+    """Convert the number by which the native backend calls a value to the name by which ONNX Runtime does."""
+
+    def convert(name: str, value: str) -> str:
+        if value not in map(str, range(len(names))):
+            meanings = ", ".join(f"{number} ({meaning})" for number, meaning in enumerate(names))
+            raise ConfigError(f"parameter '{name}' must be one of {meanings}, and is '{value}'")
+        return names[int(value)]
+
+    return convert
+
+
+# Each option has a user here: the committed configurations, docs/tuning.md or benchmarks/knobs.py.
+_FIELDS = {
+    "intra_op_thread_count": "intra_op_thread_count",
+    SPINNING: "allow_spinning",
+    SHRINKAGE: "arena_shrinkage",
 }
+_PARAMETERS: Mapping[str, Convert] = {"intra_op_thread_count": _count, SPINNING: _switch, SHRINKAGE: _text}
+
+# Of the CUDA execution provider. The native backend overwrites these with its defaults wherever else they are written,
+# without a word (https://github.com/triton-inference-server/server/issues/8808).
+_CUDA_PARAMETERS: Mapping[str, Convert] = {
+    "cudnn_conv_algo_search": _numbered("EXHAUSTIVE", "HEURISTIC", "DEFAULT"),
+    "arena_extend_strategy": _numbered("kNextPowerOfTwo", "kSameAsRequested"),
+    "gpu_mem_limit": _bytes,
+}
+
+# And the others of that provider, which it takes from the accelerator `cuda` alone.
+_CUDA_ACCELERATOR: Mapping[str, Convert] = {"use_tf32": _switch_text, "prefer_nhwc": _switch_text}

@@ -3,6 +3,7 @@
 This module never imports `triton_python_backend_utils`, so that it can be tested without a server.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,11 @@ Run = Callable[[Arrays, Sequence[str]], dict[str, Array]]
 
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
+
+# CUDA's errors after which a process can't use the GPU any more (CUDA's cudaError_t), in ONNX Runtime's words.
+_DEVICE_LOST = re.compile(r"CUDA failure (214|700|702|709|710|71[4-9]|721):")
+
+_RUN_ON_THE_CPU = "or write KIND_CPU into the instance_group of its config.pbtxt, to run it on the CPU"
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ class OnnxSession:
         device_id: CUDA device to run on; None runs on the CPU.
 
     Raises:
-        ConfigError: The file is missing, disagrees with the configuration, or the CUDA device can't be used.
+        ConfigError: The file is missing, disagrees with the configuration, or the CUDA device can't be used: nothing
+            runs on the CPU that was to run on a GPU.
     """
 
     def __init__(self, path: Path, config: BackendConfig, device_id: int | None = None) -> None:
@@ -47,17 +54,16 @@ class OnnxSession:
         if not path.is_file():
             raise ConfigError(f"{path} is missing")
         self._config = config
+        # Without the fallback, by which a run that fails on the GPU would move the session to the CPU for good.
         self._session = onnxruntime.InferenceSession(
-            str(path), session_options(config), providers=execution_providers(device_id)
+            str(path), session_options(config), providers=execution_providers(config, device_id), enable_fallback=0
         )
         if device_id is not None and CUDA not in self._session.get_providers():
             raise ConfigError(
                 f"ONNX Runtime can't use CUDA device {device_id}, see its message in the log; it needs the CUDA and "
-                f"cuDNN of `pip install onnxruntime-gpu[cuda,cudnn]`"
+                f"cuDNN of `pip install onnxruntime-gpu[cuda,cudnn]`; {_RUN_ON_THE_CPU}"
             )
-        self._run_options = onnxruntime.RunOptions()
-        if config.arena_shrinkage:
-            self._run_options.add_run_config_entry(SHRINKAGE, config.arena_shrinkage)
+        self._run_options = run_options(config)
         graph_inputs = _graph_tensors(self._session.get_inputs())
         graph_outputs = _graph_tensors(self._session.get_outputs())
         overridable = _graph_tensors(self._session.get_overridable_initializers())
@@ -169,12 +175,29 @@ def session_options(config: BackendConfig) -> Any:
     return options
 
 
-def execution_providers(device_id: int | None) -> list[str | tuple[str, dict[str, str]]]:
-    """Return ONNX Runtime's execution providers for a device, the preferred one first; None is the CPU."""
+def run_options(config: BackendConfig) -> Any:
+    """Translate what a configuration asks of each run."""
+    options = onnxruntime.RunOptions()
+    if config.arena_shrinkage:
+        options.add_run_config_entry(SHRINKAGE, config.arena_shrinkage)
+    return options
+
+
+def execution_providers(config: BackendConfig, device_id: int | None) -> list[str | tuple[str, dict[str, str]]]:
+    """Return ONNX Runtime's execution providers for a device, the preferred one first; None is the CPU.
+
+    Raises:
+        ConfigError: The device is a GPU, and the installed ONNX Runtime is the one without CUDA.
+    """
     if device_id is None:
         return [CPU]
+    if not has_cuda():
+        raise ConfigError(
+            f"this instance is to run on GPU {device_id}, and the installed onnxruntime has no CUDA; install the one "
+            f"that has it (`make ACCELERATOR=gpu`, or `pip install onnxruntime-gpu` in its place); {_RUN_ON_THE_CPU}"
+        )
     onnxruntime.preload_dlls()
-    return [(CUDA, {"device_id": str(device_id)}), CPU]
+    return [(CUDA, {"device_id": str(device_id), **config.cuda_options}), CPU]
 
 
 def has_cuda() -> bool:
@@ -185,6 +208,11 @@ def has_cuda() -> bool:
 def is_invalid_argument(error: Exception) -> bool:
     """Return whether the request caused a failure: ONNX Runtime says so, or its text is not UTF-8."""
     return isinstance(error, onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument | UnicodeDecodeError)
+
+
+def is_device_lost(error: Exception) -> bool:
+    """Return whether the GPU has failed so that whatever this process asks of it from now on fails as well."""
+    return _DEVICE_LOST.search(str(error)) is not None
 
 
 def _graph_tensors(nodes: Sequence[Any]) -> list[GraphTensor]:
