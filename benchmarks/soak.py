@@ -108,7 +108,7 @@ class Soaker:
 
     Args:
         address: Where it is.
-        read_log: Returns all that it has logged.
+        read_log: Returns a line for each request.
         seed: Of what is drawn.
     """
 
@@ -156,7 +156,8 @@ class Soaker:
     async def _read_accounts(self, before: Counter[str]) -> None:
         """Read log and metrics, which come within half a second of one another, until they account for all."""
         soak, end = self.soak, time.monotonic() + LOG_TIMEOUT_S
-        pattern = re.compile(rf"\brequest id=({soak.prefix}-\S+) .*\breason=(\w+)")
+        # The stages' lines: the front's, which say by which protocol a request came, tell of the same requests.
+        pattern = re.compile(rf"\brequest id=({soak.prefix}-\S+) (?!.*\bprotocol=).*\breason=(\w+)")
         while True:
             soak.logged = {}
             for request_id, reason in pattern.findall(self._read_log()):
@@ -282,7 +283,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         repository = arguments.repository or export_new_checkpoint(Path(folder))
         with ServerProcess(repository, Path(folder)) as server:
-            soaker = Soaker(server.address, server.log_text, arguments.seed)
+            soaker = Soaker(server.address, server.request_lines, arguments.seed)
             num_rounds = max(2, arguments.requests // arguments.per_round)
             soak = asyncio.run(soaker.run(num_rounds, arguments.per_round, arguments.minutes * 60, wait_for_board=True))
     tabulate_outcomes(report, soak)
