@@ -122,6 +122,24 @@ def test_a_full_server_is_known_to_the_front_until_one_of_its_requests_ends(trit
     assert generate(triton, "there is room again", **SHORT).status == 200
 
 
+def test_calls_that_end_at_their_own_deadline_leave_nothing_that_is_counted_or_computed(triton, grpc_client, threads):
+    prompt = tritonclient.grpc.InferInput("prompt", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([b"a dog"], np.object_))
+
+    def call(number: int) -> None:
+        with pytest.raises(InferenceServerException, match=r"(?i)deadline exceeded"):
+            grpc_client.infer(
+                "audioldm2", [prompt], request_id=f"own deadline {number}", client_timeout=0.003 * (1 + number % 30)
+            )
+
+    list(threads.map(call, range(90)))
+    time.sleep(1.0)  # until those that were on their way have come, and are in the metrics
+    wait_until(lambda: admission(triton) == [0, 0, 0], 10, "nobody works for them, and nobody is thought to")
+    reasons = re.findall(r'request id=\\"own deadline \d+\\" .*reason=(\w+)', triton.log_text())
+    assert reasons
+    assert set(reasons) <= {"CANCELLED", "DEADLINE"}, reasons
+
+
 def test_as_many_clients_as_fill_the_loop_are_let_in(triton, threads):
     answers = list(threads.map(lambda number: generate(triton, f"client {number}", **SHORT), range(40)))
     assert [answer.error for answer in answers if answer.status != 200] == []
