@@ -79,7 +79,7 @@ class Served:
     """An embedded server with a client, and the seconds of its stages from Triton's statistics."""
 
     def __init__(self, repository: Path, stack: ExitStack) -> None:
-        self._server = stack.enter_context(EmbeddedServer(repository))
+        self._server = stack.enter_context(EmbeddedServer(repository, expose_internals=True))
         self._client = stack.enter_context(AudioLDM2Client(self._server.grpc_url))
 
     def generate(self, length_s: float, steps: int) -> dict[str, float]:

@@ -369,8 +369,8 @@ def tabulate_processes(report: Report, overload: Phase) -> None:
                 if name in after
             ),
             note="Resident memory. All requests count, the refused ones too. What sends them took "
-            f"{overload.callers_cpu_s:.1f} s, {overload.callers_cpu_s / requests * 1000:.2f} ms per request, of the same "
-            "processor.",
+            f"{overload.callers_cpu_s:.1f} s, {overload.callers_cpu_s / requests * 1000:.2f} ms per request, "
+            "of the same processor.",
         )
     )
     report.measurements["processor time in s"] = {name: overload.cpu_s(name) for name in before}

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from typing import Self
 from benchmarks.report import ROOT
 
 STOP_TIMEOUT_S = 60.0
+POLL_S = 0.05
 LOG_LINES = 40
 """So many are shown when a measurement fails."""
 _READY = re.compile(r"Ready: http://(\S+) grpc://(\S+) metrics http://(\S+)/metrics")
@@ -50,21 +52,20 @@ class ServerProcess:
 
     def __init__(self, repository: Path, folder: Path) -> None:
         self.temporary = Path(tempfile.mkdtemp(prefix="t", dir=folder))
-        self._log = self.temporary.with_suffix(".log")
+        self._log, self._output = self.temporary.with_suffix(".log"), self.temporary.with_suffix(".out")
         ports = [word for name in ("http", "grpc", "metrics") for word in (f"--{name}-port", "0")]
-        with self._log.open("wb") as log:
+        with self._log.open("wb") as log, self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "server", "--model-repository", str(repository), "--verbose", *ports],
                 cwd=ROOT,
                 env={**os.environ, "TMPDIR": str(self.temporary)},
-                stdout=subprocess.PIPE,
+                stdout=output,
                 stderr=log,
-                text=True,
             )
-        assert self._process.stdout is not None  # noqa: S101 - for the type checker
-        if not (ready := _READY.match(self._process.stdout.readline())):
-            self.stop()
-            raise RuntimeError(f"The server didn't start: {self.log_text()}")
+        while not (ready := _READY.search(self.request_lines())):
+            if self._process.poll() is not None:
+                raise RuntimeError(f"The server didn't start: {self.log_text()}")
+            time.sleep(POLL_S)
         self.address = Address(ready[1], ready[2], ready[3], self._process.pid)
 
     def __enter__(self) -> Self:
@@ -78,8 +79,12 @@ class ServerProcess:
             print("\n".join(self.log_text().splitlines()[-LOG_LINES:]), file=sys.stderr)
 
     def log_text(self) -> str:
-        """Return all that it has logged."""
+        """Return all that it and Triton have logged, requests apart."""
         return self._log.read_text(errors="replace")
+
+    def request_lines(self) -> str:
+        """Return a line for each request, and what else it has said on standard output."""
+        return self._output.read_text(errors="replace")
 
     def stop(self) -> int:
         """End it, and return its exit status."""
@@ -88,5 +93,3 @@ class ServerProcess:
             return self._process.wait(STOP_TIMEOUT_S)
         finally:
             self._process.kill()
-            if self._process.stdout is not None:
-                self._process.stdout.close()

@@ -105,6 +105,41 @@ def test_a_refusal_is_unavailable_over_grpc(triton, grpc_client, threads):
     assert "[CANCELLED]" in running.result(TIMEOUT_S).error
 
 
+def test_a_full_server_is_known_to_the_front_until_one_of_its_requests_ends(triton, threads):
+    inputs = {"num_inference_steps": 1000, "audio_length_in_s": 0.04, "num_waveforms_per_prompt": 16}
+    filling = [threads.submit(generate, triton, f"filling {number}", **inputs) for number in range(3)]
+    wait_until(lambda: admission(triton)[1] >= 92, TIMEOUT_S, "96 rows")
+    refusals = []
+    for number in range(20):
+        refusals.append(generate(triton, f"too many {number}", **SHORT))
+        time.sleep(0.02)
+    assert {answer.status for answer in refusals} == {503}
+    assert all("[UNAVAILABLE] the server is full: it has 96 rows" in answer.error for answer in refusals)
+    assert sum("in ensemble" not in answer.error for answer in refusals) >= 15, "the front's own"
+    for number in range(3):
+        ask(triton, f"filling {number}", "cancel")
+        assert "[CANCELLED]" in filling[number].result(TIMEOUT_S).error
+    assert generate(triton, "there is room again", **SHORT).status == 200
+
+
+def test_calls_that_end_at_their_own_deadline_leave_nothing_that_is_counted_or_computed(triton, grpc_client, threads):
+    prompt = tritonclient.grpc.InferInput("prompt", [1], "BYTES")
+    prompt.set_data_from_numpy(np.array([b"a dog"], np.object_))
+
+    def call(number: int) -> None:
+        with pytest.raises(InferenceServerException, match=r"(?i)deadline exceeded"):
+            grpc_client.infer(
+                "audioldm2", [prompt], request_id=f"own deadline {number}", client_timeout=0.003 * (1 + number % 30)
+            )
+
+    list(threads.map(call, range(90)))
+    time.sleep(1.0)  # until those that were on their way have come, and are in the metrics
+    wait_until(lambda: admission(triton) == [0, 0, 0], 10, "nobody works for them, and nobody is thought to")
+    reasons = re.findall(r'request id=\\"own deadline \d+\\" .*reason=(\w+)', triton.log_text())
+    assert reasons
+    assert set(reasons) <= {"CANCELLED", "DEADLINE"}, reasons
+
+
 def test_as_many_clients_as_fill_the_loop_are_let_in(triton, threads):
     answers = list(threads.map(lambda number: generate(triton, f"client {number}", **SHORT), range(40)))
     assert [answer.error for answer in answers if answer.status != 200] == []

@@ -171,6 +171,8 @@ class Door:
             if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
                 self.record(exchange, "left", "CANCELLED")
                 self._cancel_soon(exchange.inference.request_id)
+            elif exchange.was_dropped:
+                self._cancel_soon(exchange.request_id)
 
     async def watch_for_pauses(self) -> None:
         """Notice for ever when this process wasn't run for a while, and keep the log going."""

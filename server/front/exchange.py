@@ -55,6 +55,8 @@ _CALLERS_FAULT = re.compile(
 """How Triton's words begin for JSON that it can't read as what it should be: the caller's fault (400, not 500)."""
 FROM_A_STAGE = "in ensemble '"
 """What Triton puts before an error of a stage: then the first stage has seen the request, and tells of its end."""
+_GIVEN_UP = ("1", "4")
+"""gRPC's CANCELLED and DEADLINE_EXCEEDED: so Triton answers by itself where a call's own deadline is over."""
 _TRITONS_REFUSALS = {
     "400": ("refused", "INVALID_ARG"),
     "404": ("refused", "NOT_FOUND"),
@@ -62,6 +64,8 @@ _TRITONS_REFUSALS = {
     "3": ("refused", "INVALID_ARG"),
     "5": ("refused", "NOT_FOUND"),
     "14": ("refused", "UNAVAILABLE"),
+    "1": ("left", "CANCELLED"),
+    "4": ("left", "CANCELLED"),
 }
 """Outcome and reason by the status of HTTP or gRPC."""
 
@@ -104,6 +108,7 @@ class Exchange:
         request_id: Its id, once it is known.
         status: HTTP's, of Triton's answer.
         was_full: Whether the stages had no room for it.
+        was_dropped: Whether Triton has ended it by itself: it tells no stage, and one may have it.
         came_s: When it came, by the monotonic clock.
     """
 
@@ -117,6 +122,7 @@ class Exchange:
     request_id: str = ""
     status: str = ""
     was_full: bool = False
+    was_dropped: bool = False
     came_s: float = field(default_factory=time.monotonic)
 
     def respond(self, message: Any) -> Any:
@@ -251,6 +257,7 @@ class Exchange:
 
     def _check_server(self, inference: Inference, detail: str, is_error: bool) -> None:
         """Refuse an answer that isn't Triton's, and one of a server that is about to be ended."""
+        self.was_dropped = detail.startswith((*_LOST_SERVERS, _TIMEOUT_DETAIL))
         if detail.startswith(_LOST_SERVERS) or (self.is_cut and is_error) or self.state.is_broken:
             self.inference = None
             raise RefusedError(UNAVAILABLE, self.state.why_lost())
@@ -272,6 +279,7 @@ class Exchange:
     def _note_error_of_triton(self, error: str, status: str) -> None:
         """Record what Triton itself has refused. Its words aren't: they may have some of the request in them."""
         self.was_full = f"[{UNAVAILABLE.tag}]" in error
+        self.was_dropped |= FROM_A_STAGE not in error and self.is_grpc and status in _GIVEN_UP
         if FROM_A_STAGE not in error and self.model in self.state.access.models:
             outcome, reason = _TRITONS_REFUSALS.get(status, ("failed", "INTERNAL"))
             self.state.record(self, outcome, reason)

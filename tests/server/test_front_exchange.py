@@ -140,6 +140,30 @@ def test_a_lost_server_is_told_in_the_contracts_words(door, lines, detail):
     assert "outcome=lost reason=UNAVAILABLE" in lines[-1]
 
 
+@pytest.mark.parametrize("status", ["1", "4"])
+def test_a_call_that_triton_ends_at_its_own_deadline_is_cancelled_in_the_stages(door, triton, lines, status):
+    async def call(*parts):
+        async def messages():
+            for part in parts:
+                yield part
+
+        async for _ in door._process(messages(), None):
+            pass
+        await asyncio.sleep(0.01)
+
+    body = request_body(grpc_body(id="mine"))
+    answer = {":status": "200", "grpc-status": status, "grpc-message": "Deadline Exceeded"}
+    asyncio.run(call(request_headers(CALL), body, response_headers(answer)))
+    assert "id=mine model=audioldm2 outcome=left reason=CANCELLED" in lines[-1]
+    [cancellation] = triton.requests
+    assert cancellation.model_name == "jobs"
+    assert b"mine" in cancellation.raw_input_contents[0]
+    assert b"cancel" in cancellation.raw_input_contents[1]
+    refused = {**answer, "grpc-status": "3", "grpc-message": "in ensemble 'audioldm2', [INVALID_ARG] seed ..."}
+    asyncio.run(call(request_headers(CALL), body, response_headers(refused)))
+    assert len(triton.requests) == 1, "a stage has ended it"
+
+
 def test_a_model_without_room_is_refused_at_the_door_until_nobody_says_so_any_more(door, lines, tmp_path):
     door.full_models.set_folders([tmp_path / "gone", tmp_path])
     sign = tmp_path / f"{FULL_FILE}audioldm2"
