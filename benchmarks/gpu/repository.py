@@ -37,7 +37,7 @@ def export(case: Case, results: Results) -> None:
     export_checkpoint(
         Checkpoint.find(str(checkpoint_folder(case))),
         repository_folder(case),
-        fp16_stages=() if case.is_rehearsal else STAGES,
+        target="cpu" if case.is_rehearsal else "gpu",
         on_start=lambda stage: print(f"export: {stage}", flush=True),
         on_done=lambda stage, result: print(f"export: {stage} done in {result.seconds:.0f} s", flush=True),
     )
