@@ -138,6 +138,10 @@ class JobBoard:
         if status == JobStatus() and (name := _file_name(request_id)):
             with self._warning_once(), private_folder(self._folder, make=True) as folder:
                 self._leave_tombstone(folder, name)
+                # The request may have come meanwhile; where it comes after this look, it finds the tombstone.
+                status = self._look_up(request_id, cancel=True)
+                if status != JobStatus():
+                    self._take_tombstone(folder, name)
         return status
 
     def sweep(self) -> None:
@@ -198,6 +202,8 @@ class JobBoard:
             record.write(file)
             set_cancelled(file, is_cancelled)
             os.rename(draft, name or _ticket_name(ticket), src_dir_fd=folder, dst_dir_fd=folder)
+            if name and self._take_tombstone(folder, name):  # left since the first look
+                set_cancelled(file, True)
         return JobEntry(file, record, self._clock)
 
     def _leave_tombstone(self, folder: int, name: str) -> None:
