@@ -304,14 +304,6 @@ def test_page_ends_within_seconds_where_the_server_says_nothing(browser, tmp_pat
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_second_signal_ends_the_page_at_once(browser, tmp_path, number):
-    for _ in range(3):  # again where it has ended before the second one came: its generation had hardly begun
-        if (status := status_after_two_signals(browser, tmp_path, number)) != 0:
-            break
-    assert status == -number
-
-
-def status_after_two_signals(browser, tmp_path, number: int) -> int:
-    """End a page by SIGTERM, and by another signal while it ends; return its exit status."""
     with taken_port() as port, PageServer(tmp_path, f"127.0.0.1:{port}") as server, browser.new_context() as context:
         tab = context.new_page()
         tab.goto(server.url)
@@ -320,7 +312,7 @@ def status_after_two_signals(browser, tmp_path, number: int) -> int:
         expect(tab.locator("#cancel")).to_be_enabled()
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: not catches(server.process.pid, number), 20, "the first one has arrived")
-        return server.end(number)
+        assert server.end(number) == -number
 
 
 def catches(pid: int, number: int) -> bool:
