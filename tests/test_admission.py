@@ -140,6 +140,19 @@ def test_calls_that_end_at_their_own_deadline_leave_nothing_that_is_counted_or_c
     assert set(reasons) <= {"CANCELLED", "DEADLINE"}, reasons
 
 
+def test_long_texts_whose_grpc_callers_leave_while_they_are_encoded_are_soon_not_counted(triton, grpc_client, threads):
+    prompt = tritonclient.grpc.InferInput("prompt", [16], "BYTES")
+    prompt.set_data_from_numpy(np.array([LONG_TEXT.encode()] * 16, np.object_))
+
+    def call(number: int) -> None:
+        with pytest.raises(InferenceServerException, match=r"(?i)deadline exceeded"):
+            grpc_client.infer("audioldm2", [prompt], request_id=f"long {number}", client_timeout=0.2)
+
+    list(threads.map(call, range(2)))
+    assert admission(triton)[0] > 10_000
+    wait_until(lambda: admission(triton) == [0, 0, 0], 10, "nobody encodes them, and nobody is thought to")
+
+
 def test_as_many_clients_as_fill_the_loop_are_let_in(triton, threads):
     answers = list(threads.map(lambda number: generate(triton, f"client {number}", **SHORT), range(40)))
     assert [answer.error for answer in answers if answer.status != 200] == []

@@ -16,6 +16,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from server.front.exchange import Exchange
 from server.front.full_models import FullModels
+from server.front.inference import DROPPED
 from server.front.metrics import DoorMetrics
 from server.front.refusals import UNAVAILABLE, RefusedError
 from server.front.targets import Access
@@ -170,9 +171,9 @@ class Door:
             self._forget(exchange)
             if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
                 self.record(exchange, "left", "CANCELLED")
-                self._cancel_soon(exchange.inference.request_id)
+                self._cancel_soon(exchange.inference.request_id, is_dropped=exchange.is_grpc)
             elif exchange.was_dropped:
-                self._cancel_soon(exchange.request_id)
+                self._cancel_soon(exchange.request_id, is_dropped=exchange.is_grpc)
 
     async def watch_for_pauses(self) -> None:
         """Notice for ever when this process wasn't run for a while, and keep the log going."""
@@ -201,21 +202,24 @@ class Door:
             if not exchange.was_full:
                 self.full_models.note_freed()
 
-    def _cancel_soon(self, request_id: str) -> None:
-        task = asyncio.get_running_loop().create_task(self._cancel(request_id))
+    def _cancel_soon(self, request_id: str, *, is_dropped: bool = False) -> None:
+        """Cancel a request in the stages; Triton drops a gRPC request by itself whose caller leaves, and no other."""
+        task = asyncio.get_running_loop().create_task(self._cancel(request_id, is_dropped))
         self._cancellations.add(task)
         task.add_done_callback(self._cancellations.discard)
 
-    async def _cancel(self, request_id: str) -> None:
+    async def _cancel(self, request_id: str, is_dropped: bool) -> None:
         if any(e.inference and e.inference.request_id == request_id and not e.is_cut for e in self._exchanges):
             return  # somebody else's request has the same id, and somebody waits for it
         for model in self.jobs_models:
             with contextlib.suppress(grpc.aio.AioRpcError):
-                await self._triton.ModelInfer(_cancellation(model, request_id), timeout=CANCEL_TIMEOUT_S)
+                await self._triton.ModelInfer(_cancellation(model, request_id, is_dropped), timeout=CANCEL_TIMEOUT_S)
 
 
-def _cancellation(model: str, request_id: str) -> Any:
+def _cancellation(model: str, request_id: str, is_dropped: bool) -> Any:
     request = service_pb2.ModelInferRequest(model_name=model)
+    if is_dropped:
+        request.parameters[DROPPED].bool_param = True
     for name, text in (("request_id", request_id.encode()), ("action", b"cancel")):
         request.inputs.add(name=name, datatype="BYTES", shape=[1])
         request.raw_input_contents.append(len(text).to_bytes(4, "little") + text)

@@ -257,7 +257,7 @@ class Exchange:
 
     def _check_server(self, inference: Inference, detail: str, is_error: bool) -> None:
         """Refuse an answer that isn't Triton's, and one of a server that is about to be ended."""
-        self.was_dropped = detail.startswith((*_LOST_SERVERS, _TIMEOUT_DETAIL))
+        self.was_dropped = detail.startswith(_LOST_SERVERS)
         if detail.startswith(_LOST_SERVERS) or (self.is_cut and is_error) or self.state.is_broken:
             self.inference = None
             raise RefusedError(UNAVAILABLE, self.state.why_lost())

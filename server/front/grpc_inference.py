@@ -10,8 +10,8 @@ from server.front.inference import (
     IdChoice,
     Inference,
     check_id,
-    check_number,
     check_parameters,
+    check_request_parameters,
     check_shapes,
     check_timeout,
     seconds,
@@ -33,7 +33,7 @@ def read_inference(body: bytes, choose_id: IdChoice) -> Inference:
     """
     request = _read(service_pb2.ModelInferRequest, body)
     check_shapes(((tensor.name, tensor.shape) for tensor in request.inputs), len(body))
-    check_number("parameters", len(request.parameters))
+    check_request_parameters("parameters", request.parameters)
     for tensor in (*request.inputs, *request.outputs):
         check_parameters(tensor.name, tensor.parameters)
     request.id = choose_id(request.model_name, request.id)

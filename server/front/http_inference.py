@@ -7,8 +7,8 @@ from server.front.inference import (
     IdChoice,
     Inference,
     check_id,
-    check_number,
     check_parameters,
+    check_request_parameters,
     check_shapes,
     check_timeout,
     seconds,
@@ -44,7 +44,7 @@ def read_inference(body: bytes, model: str, header_length: str | None, choose_id
     check_shapes(((str(tensor.get("name")), tensor["shape"]) for tensor in _objects(request, "inputs")), len(body))
     parameters = request.get("parameters")
     if isinstance(parameters, dict):
-        check_number("parameters", len(parameters))
+        check_request_parameters("parameters", parameters)
     timeout = parameters.get("timeout") if isinstance(parameters, dict) else None
     return _inference(request, model, choose_id, timeout, tensors, header_length is not None)
 
@@ -56,7 +56,9 @@ def read_generate(body: bytes, model: str, choose_id: IdChoice) -> Inference:
         RefusedError: It isn't JSON that Triton could bear.
     """
     request = read_json(body)
-    check_number("fields", len(request))
+    check_request_parameters("fields", request)
+    if isinstance(parameters := request.get("parameters"), dict):  # Triton takes them as if they stood beside it
+        check_request_parameters("parameters", parameters)
     return _inference(request, model, choose_id, request.get("timeout"), b"", has_tensors=False)
 
 

@@ -19,6 +19,8 @@ LONGEST_TIMEOUT_S = 86400.0
 MAX_ID_BYTES = 1024
 """Errors carry the id, and over gRPC they must fit into a header."""
 ID_BYTES = 16
+DROPPED = "dropped_by_triton"
+"""Parameter with which the front alone says that Triton has ended a request (model_repository/jobs/1/job_query.py)."""
 SHARED_MEMORY = "shared_memory_"
 """How the parameters begin with which a tensor says that it lies in shared memory."""
 
@@ -147,6 +149,21 @@ def check_parameters(name: str, parameters: Collection[str]) -> None:
         raise RefusedError(
             INVALID, f"input {name[:40]!r}: tensors in shared memory aren't offered; send it in the message."
         )
+
+
+def check_request_parameters(what: str, names: Collection[str]) -> None:
+    """Refuse a request with many parameters, and one with the parameter that is the front's own.
+
+    Args:
+        what: What they are called where they stand: `/generate` has them among its fields.
+        names: Theirs.
+
+    Raises:
+        RefusedError: It has them.
+    """
+    check_number(what, len(names))
+    if DROPPED in names:
+        raise RefusedError(INVALID, f"there is no parameter {DROPPED}.")
 
 
 def seconds(timeout_us: object) -> float | None:

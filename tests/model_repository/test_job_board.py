@@ -438,6 +438,37 @@ def test_what_has_expired_goes_without_another_request(board, clock, tmp_path):
     assert board.open_entry("live", live.ticket).ticket == live.ticket
 
 
+def test_a_request_that_comes_while_it_is_cancelled_is_cancelled(board, monkeypatch):
+    entries = []
+    leave = board._leave_tombstone
+
+    def come_first(folder, name):
+        entries.append(board.create_entry("a"))
+        leave(folder, name)
+
+    monkeypatch.setattr(board, "_leave_tombstone", come_first)
+    assert board.cancel(b"a").state == "queued"
+    assert entries[0].is_cancelled()
+    entries[0].end("cancelled")
+    assert not board.create_entry("a").is_cancelled(), "nothing is left for a later one"
+
+
+def test_a_cancellation_that_comes_while_the_entry_is_made_cancels_it(board, monkeypatch):
+    look, looks = board._take_tombstone, []
+
+    def cancelled_after_the_first_look(folder, name):
+        looks.append(look(folder, name))
+        if len(looks) == 1:
+            board.cancel(b"a")
+        return looks[-1]
+
+    monkeypatch.setattr(board, "_take_tombstone", cancelled_after_the_first_look)
+    assert board.create_entry("a").is_cancelled()
+    assert looks == [False, True]
+    monkeypatch.undo()
+    assert not board.create_entry("a").is_cancelled()
+
+
 def test_the_file_of_a_server_that_stops_is_seen_and_stays(board, clock, tmp_path):
     assert not board.is_stopping()
     (tmp_path / "board" / job_board.STOP_FILE).touch()

@@ -19,6 +19,13 @@ def test_the_action_is_status_or_cancel():
     assert ask(request_id="a", action="cancel").action == "cancel"
 
 
+def test_a_parameter_tells_that_triton_has_ended_the_request():
+    inputs = {name: np.array([value], np.object_) for name, value in (("request_id", "a"), ("action", "cancel"))}
+    assert parse_query(inputs, '{"dropped_by_triton": true}').is_dropped
+    assert not parse_query(inputs, '{"dropped_by_triton": "no", "timeout": 3}').is_dropped
+    assert not parse_query(inputs, "{}").is_dropped
+
+
 @pytest.mark.parametrize(
     ("inputs", "sentence"),
     [

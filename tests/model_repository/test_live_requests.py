@@ -186,6 +186,30 @@ def test_what_triton_drops_while_its_text_is_encoded_ends_as_cancelled_soon(live
     assert stages.open_entry("left", ticket).is_cancelled(), "a stage to which it comes all the same drops it"
 
 
+@pytest.mark.parametrize("is_decoding", [False, True])
+def test_what_triton_is_known_to_have_dropped_waits_for_nothing_before_it(live, board, stages, clock, is_decoding):
+    tickets = {}
+    for name in ("long", "left", "cancelled"):
+        with board.create_entry(name) as entry:
+            live.admit(Load(tokens=300, audio_s=300.0), REQUEST, entry, name)
+            tickets[name] = entry.ticket
+        clock.now += 0.001
+    if is_decoding:
+        for name, ticket in tickets.items():
+            unet(stages, ticket, name).end("decoding")
+            clock.now += 0.001
+    live.load()
+    stages.cancel(b"cancelled")
+    stages.cancel(b"left", is_dropped=True)
+    stages.cancel(b"left")  # a client that cancels it, too, changes nothing
+    live.load()
+    clock.now += 0.001 + GIVEN_UP_SILENCE_S
+    live.load()
+    assert live.load().audio_s == (600.0 if is_decoding else 300.0)
+    assert live.load().tokens == (0 if is_decoding else 600)
+    assert [(ended.request_id, ended.reason) for ended in live.take_ended()] == [("left", "CANCELLED")]
+
+
 @pytest.mark.parametrize("passes", [True, False])
 def test_what_triton_drops_while_its_audio_is_decoded_ends_soon(live, board, stages, clock, passes):
     tickets = [come(live, board, name, time.time_ns() // 1000 - 1) for name in ("late", "later")]

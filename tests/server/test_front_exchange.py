@@ -159,6 +159,7 @@ def test_a_call_that_triton_ends_at_its_own_deadline_is_cancelled_in_the_stages(
     assert cancellation.model_name == "jobs"
     assert b"mine" in cancellation.raw_input_contents[0]
     assert b"cancel" in cancellation.raw_input_contents[1]
+    assert cancellation.parameters["dropped_by_triton"].bool_param
     refused = {**answer, "grpc-status": "3", "grpc-message": "in ensemble 'audioldm2', [INVALID_ARG] seed ..."}
     asyncio.run(call(request_headers(CALL), body, response_headers(refused)))
     assert len(triton.requests) == 1, "a stage has ended it"
@@ -287,9 +288,12 @@ def leave(door, *messages):
     asyncio.run(run())
 
 
-def test_a_caller_who_leaves_is_cancelled_by_its_id(door, triton, lines):
-    leave(door, request_headers(GENERATE), request_body(b'{"prompt": "a dog", "id": "mine"}'))
+@pytest.mark.parametrize("is_grpc", [True, False])
+def test_a_caller_who_leaves_is_cancelled_by_its_id(door, triton, lines, is_grpc):
+    body = grpc_body(id="mine") if is_grpc else b'{"prompt": "a dog", "id": "mine"}'
+    leave(door, request_headers(CALL if is_grpc else GENERATE), request_body(body))
     [request] = triton.requests
+    assert ("dropped_by_triton" in request.parameters) == is_grpc, "over HTTP Triton goes on"
     assert request.model_name == "jobs"
     assert [content[4:] for content in request.raw_input_contents] == [b"mine", b"cancel"]
     assert door.num_live == 0

@@ -327,6 +327,21 @@ def test_more_parameters_than_are_of_use_are_refused():
             read()
 
 
+@pytest.mark.parametrize("value", [True, False, 0])
+def test_only_the_front_says_that_triton_has_dropped_a_request(value):
+    fields = {"dropped_by_triton": value}
+    message = service_pb2.ModelInferRequest(model_name="jobs")
+    message.parameters["dropped_by_triton"].bool_param = bool(value)
+    for read in (
+        lambda: infer(json.dumps({"inputs": [], "parameters": fields}).encode()),
+        lambda: http_inference.read_generate(json.dumps(fields).encode(), "jobs", drawn),
+        lambda: http_inference.read_generate(json.dumps({"parameters": fields}).encode(), "jobs", drawn),
+        lambda: grpc_inference.read_inference(grpc_body(message), drawn),
+    ):
+        with pytest.raises(RefusedError, match="there is no parameter dropped_by_triton"):
+            read()
+
+
 @pytest.mark.parametrize("name", ["", "\0", "timeout\0x"])
 def test_names_that_triton_reads_otherwise_are_refused(name):
     for body in ({name: 1}, {"parameters": {name: 1}}):

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
-from job_entry import JobEntry, JobRecord, JobStatus, JobTimes, set_cancelled
+from job_entry import JobEntry, JobRecord, JobStatus, JobTimes, set_cancelled, set_dropped
 from job_folder import folder_of, private_folder
 
 MAX_ID_BYTES = 128
@@ -127,17 +127,31 @@ class JobBoard:
 
     def status(self, request_id: bytes) -> JobStatus:
         """Return how far a request is; `unknown` if there is no entry, or it finished a while ago."""
-        return self._look_up(request_id, cancel=False)
+        return self._look_up(request_id)
 
-    def cancel(self, request_id: bytes) -> JobStatus:
+    def cancel(self, request_id: bytes, *, is_dropped: bool = False) -> JobStatus:
         """Cancel a request if it is live; return how far it is now.
 
         Where it is unknown, the request that comes with this id within TOMBSTONE_TTL_S is cancelled.
+
+        Args:
+            request_id: The client's.
+            is_dropped: Triton has ended it by itself.
         """
-        status = self._look_up(request_id, cancel=True)
+
+        def cancel(file: int) -> None:
+            set_cancelled(file, True)
+            if is_dropped:
+                set_dropped(file)
+
+        status = self._look_up(request_id, cancel)
         if status == JobStatus() and (name := _file_name(request_id)):
             with self._warning_once(), private_folder(self._folder, make=True) as folder:
                 self._leave_tombstone(folder, name)
+                # The request may have come meanwhile; where it comes after this look, it finds the tombstone.
+                status = self._look_up(request_id, cancel)
+                if status != JobStatus():
+                    self._take_tombstone(folder, name)
         return status
 
     def sweep(self) -> None:
@@ -172,13 +186,13 @@ class JobBoard:
         """Remove the folder with all that is in it."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _look_up(self, request_id: bytes, *, cancel: bool) -> JobStatus:
+    def _look_up(self, request_id: bytes, cancel: Callable[[int], object] | None = None) -> JobStatus:
         if name := _file_name(request_id):
             with self._warning_once(), contextlib.suppress(FileNotFoundError), _closing(self._open(name)) as file:
                 record = JobRecord.read(file)
                 if record and not record.is_expired(self._clock()):
                     if cancel and record.is_live:
-                        set_cancelled(file, True)
+                        cancel(file)
                     return record.status
         return JobStatus()
 
@@ -198,6 +212,8 @@ class JobBoard:
             record.write(file)
             set_cancelled(file, is_cancelled)
             os.rename(draft, name or _ticket_name(ticket), src_dir_fd=folder, dst_dir_fd=folder)
+            if name and self._take_tombstone(folder, name):  # left since the first look
+                set_cancelled(file, True)
         return JobEntry(file, record, self._clock)
 
     def _leave_tombstone(self, folder: int, name: str) -> None:

@@ -27,8 +27,9 @@ HEARTBEAT_S = 60.0
 # Ticket, when it was written, deadline, step, total steps, requests ahead, the five times, whether the id is shared,
 # reason, state: the last one, so that those who see the end see what stands before it.
 _RECORD = struct.Struct("<qdqiii5d?BB")
-_CANCELLED_AT = _RECORD.size  # a byte of its own, so that no report undoes it
-_SIZE = _RECORD.size + 1
+_DROPPED_AT = _RECORD.size  # these have bytes of their own, so that no report undoes them
+_CANCELLED_AT = _RECORD.size + 1  # the last one: who writes it makes the file complete
+_SIZE = _RECORD.size + 2
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class JobTimes:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What a file holds, but for the byte that cancels.
+    """What a file holds, but for the byte that cancels, and the one that says that Triton has dropped it.
 
     Attributes:
         ticket: Of the request that the file belongs to, not 0.
@@ -140,6 +141,11 @@ def set_cancelled(file: int, cancelled: bool) -> None:
     os.pwrite(file, bytes([cancelled]), _CANCELLED_AT)
 
 
+def set_dropped(file: int) -> None:
+    """Write that Triton has ended the request by itself."""
+    os.pwrite(file, b"\1", _DROPPED_AT)
+
+
 class JobView:
     """Shows what the file of an entry holds, without a call of the system: it is mapped into memory.
 
@@ -156,6 +162,10 @@ class JobView:
     def is_cancelled(self) -> bool:
         """Whether the request has been cancelled."""
         return self._memory[_CANCELLED_AT] == 1
+
+    def is_dropped(self) -> bool:
+        """Whether Triton has ended it by itself: no stage has it, but for the one that computes it at that moment."""
+        return self._memory[_DROPPED_AT] == 1
 
     def close(self) -> None:
         """Give the memory back."""

@@ -1,5 +1,6 @@
 """What is asked of the model `jobs`, and the sentence for what is wrong."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -8,6 +9,8 @@ from job_board import MAX_ID_BYTES
 
 ACTIONS = ("status", "cancel")
 SHOWN_BYTES = 40
+DROPPED = "dropped_by_triton"
+"""Parameter of a cancellation: Triton has ended the request by itself. The front says it, and lets nobody else."""
 
 
 class InvalidQueryError(ValueError):
@@ -24,14 +27,20 @@ class JobQuery:
     Attributes:
         request_id: Of the generation, UTF-8, 1 to MAX_ID_BYTES bytes.
         action: One of ACTIONS.
+        is_dropped: Whether Triton has ended it by itself.
     """
 
     request_id: bytes
     action: str = ACTIONS[0]
+    is_dropped: bool = False
 
 
-def parse_query(inputs: Mapping[str, np.ndarray]) -> JobQuery:
+def parse_query(inputs: Mapping[str, np.ndarray], parameters: str = "{}") -> JobQuery:
     """Turn the inputs of a Triton request, BYTES [1] each and `action` optional, into a checked JobQuery.
+
+    Args:
+        inputs: By name.
+        parameters: Of the request, JSON.
 
     Raises:
         InvalidQueryError: An input is out of bounds.
@@ -51,7 +60,7 @@ def parse_query(inputs: Mapping[str, np.ndarray]) -> JobQuery:
     if action not in [known.encode() for known in ACTIONS]:
         got = action[:SHOWN_BYTES].decode(errors="replace")
         raise InvalidQueryError("action", f"must be one of {', '.join(ACTIONS)}, got {got!r}.")
-    return JobQuery(request_id, action.decode())
+    return JobQuery(request_id, action.decode(), json.loads(parameters).get(DROPPED) is True)
 
 
 def _encoded(tensor: np.ndarray) -> bytes:

@@ -53,11 +53,13 @@ class TritonPythonModel:
 
     def _respond(self, request: pb_utils.InferenceRequest) -> pb_utils.InferenceResponse:
         try:
-            query = parse_query({tensor.name(): tensor.as_numpy() for tensor in request.inputs()})
+            inputs = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            query = parse_query(inputs, request.parameters())
         except InvalidQueryError as error:
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG))
-        look_up = self._board.cancel if query.action == "cancel" else self._board.status
-        return _response(look_up(query.request_id))
+        if query.action == "cancel":
+            return _response(self._board.cancel(query.request_id, is_dropped=query.is_dropped))
+        return _response(self._board.status(query.request_id))
 
 
 def _response(status: JobStatus) -> pb_utils.InferenceResponse:

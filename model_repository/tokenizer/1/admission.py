@@ -152,7 +152,7 @@ def silence_limit_s(record: "JobRecord", live: Load, is_given_up: bool = False) 
 
     Args:
         record: Its entry on the job board.
-        live: What all requests occupied when it came to the stage.
+        live: What all requests occupied when it came to the stage; nothing where it is known to wait for none of them.
         is_given_up: It was cancelled, or its deadline has passed.
     """
     silence_s = GIVEN_UP_SILENCE_S if is_given_up else SILENCE_S

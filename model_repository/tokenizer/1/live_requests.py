@@ -172,7 +172,8 @@ class LiveRequests:
         is_given_up = live.given_up_s is not None
         if is_given_up and self._furthest.has_passed(record):
             return OVERTAKEN_SILENCE_S
-        return silence_limit_s(record, live.load_at_stage, is_given_up)
+        ahead = Load() if live.view.is_dropped() else live.load_at_stage
+        return silence_limit_s(record, ahead, is_given_up)
 
 
 def _lost_state(live: _LiveRequest) -> tuple[str, str]:
