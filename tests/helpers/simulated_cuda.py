@@ -98,7 +98,7 @@ class CudaTensor(torch.Tensor):
         place: The GPU.
     """
 
-    values: torch.Tensor
+    values: torch.Tensor  # type: ignore[assignment]
     place: torch.device
 
     @staticmethod
@@ -140,11 +140,13 @@ class CudaTensor(torch.Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _dispatch(func, args, kwargs or {})
 
 
-class _Mode(TorchDispatchMode):
+class _Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees what has no tensor yet, such as `torch.zeros`, and copies to a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -393,7 +395,7 @@ def simulated_cuda(monkeypatch: Any, num_devices: int = 1) -> Iterator[Simulator
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     try:
-        with _Mode():
+        with _Mode():  # type: ignore[no-untyped-call]
             yield SIMULATOR
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(before)

@@ -6,6 +6,7 @@ DenoisingSlots move on by themselves. So all of a tick can be recorded as a CUDA
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from denoising_errors import as_denoising_error
@@ -207,7 +208,7 @@ class DenoisingBatch:
         if rows > self._indices.shape[1]:
             self._indices = torch.zeros(5, rows, dtype=torch.int64, device=self._device)
 
-    def _upload(self, values: list) -> Tensor:  # type: ignore[type-arg]
+    def _upload(self, values: list[Any]) -> Tensor:
         return to_device(torch.tensor(values, dtype=torch.int64), self._device)
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from denoising_batch import DenoisingBatch, Predict
@@ -57,7 +58,7 @@ class TickGraph:
     """
 
     def __init__(
-        self, batch: DenoisingBatch, predict: Predict, rows: int, tokens: int, pool: object, dtype: torch.dtype
+        self, batch: DenoisingBatch, predict: Predict, rows: int, tokens: int, pool: Any, dtype: torch.dtype
     ) -> None:
         self._graph = torch.cuda.CUDAGraph()
         present = torch.cuda.current_stream()
