@@ -1,6 +1,7 @@
 """The network between client and server: proxies, connections that die in silence, wrong ports, gevent."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 import time
@@ -336,6 +337,23 @@ def test_http_connection_is_lost_where_other_ones_say_so(outcomes, lost):
 def test_http_connection_on_which_something_arrives_is_not_lost():
     silence = Silence()
     assert [silence.look(Progress("done"), received=n) for n in range(1, 20)] == [None] * 19
+
+
+def test_connection_that_is_made_while_the_client_is_closed_is_closed_too(monkeypatch):
+    made = []
+
+    def connect(*args, **options):
+        made.append(create_connection(*args, **options))
+        client.close()
+        return made[-1]
+
+    create_connection = socket.create_connection
+    with Answering(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") as server:
+        client = AudioLDM2Client(f"http://127.0.0.1:{server.port}")
+        monkeypatch.setattr(socket, "create_connection", connect)
+        with client, pytest.raises(RuntimeError, match="closed"):
+            client.is_ready()  # asks twice
+        wait_until(lambda: made and all(one.fileno() == -1 for one in made), 5, "nothing stays open")
 
 
 PATCHED = """

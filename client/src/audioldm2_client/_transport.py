@@ -258,6 +258,9 @@ class _HttpCall:
         else:
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 self.answer.set_result(answer)
+        finally:
+            if self._client.is_closed and self._socket is not None:
+                self._socket.close()  # httpx doesn't know of one that was being made while it was closed
 
     def _exchange(self) -> HttpAnswer:
         response = self._client.send(self._request, stream=True)
