@@ -1,6 +1,7 @@
 """One forward of the UNet: the weights' type, and shapes that are prepared beforehand."""
 
 import os
+import shutil
 import stat
 
 import fixed_shape_forward
@@ -230,3 +231,29 @@ def test_a_compile_cache_that_belongs_to_somebody_else_is_refused(cache_variable
 def test_without_a_compile_cache_the_environment_stays_as_it_is(cache_variable):
     prepare_cache(None)
     assert os.environ[cache_variable] == "/as/before"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles with g++ on a CPU, and there is none")
+@pytest.mark.usefixtures("cache_variable")
+def test_inductor_takes_what_it_has_compiled_from_the_cache_and_another_shape_leaves_the_first(tmp_path):
+    """As a server does that is started again."""
+    first, second = FixedShape(2, 16, 8), FixedShape(1, 16, 8)
+    eager = UNetForward(make_unet(seed=1, **SHALLOW), CPU, 512)
+    taken = []
+    for _start in range(2):
+        torch.compiler.reset()
+        counters.clear()
+        unet = UNetForward(make_unet(seed=1, **SHALLOW), CPU, 512)
+        list(unet.prepare(Preparation("inductor", fixed_shapes=(first,), cache_folder=tmp_path / "cache")))
+        inputs = make_inputs(eager, first.rows, first.tokens)
+        assert relative_rms(unet(*inputs), eager(*inputs)) <= TOLERANCE
+        taken.append((counters["inductor"]["fxgraph_cache_miss"], counters["inductor"]["fxgraph_cache_hit"]))
+    assert taken == [(1, 0), (0, 1)]
+    list(unet.prepare(Preparation("inductor", fixed_shapes=(second,), cache_folder=tmp_path / "cache")))
+    assert counters["inductor"]["fxgraph_cache_miss"] == 1
+    assert counters["stats"]["unique_graphs"] == 2
+    for rows in (2, 1, 2):
+        inputs = make_inputs(eager, rows, 8, seed=rows)
+        assert relative_rms(unet(*inputs), eager(*inputs)) <= TOLERANCE
+    assert counters["stats"]["unique_graphs"] == 2
