@@ -235,6 +235,7 @@ def test_without_a_compile_cache_the_environment_stays_as_it_is(cache_variable):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles with g++ on a CPU, and there is none")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # PyTorch's own
 @pytest.mark.usefixtures("cache_variable")
 def test_inductor_takes_what_it_has_compiled_from_the_cache_and_another_shape_leaves_the_first(tmp_path):
     """As a server does that is started again."""
