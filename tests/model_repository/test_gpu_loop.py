@@ -145,7 +145,7 @@ def test_who_comes_and_goes_makes_nobody_wait(gpu):
 
 
 @pytest.mark.parametrize("graphs", [False, True])
-@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("scheduler", ["DPMSolverMultistepScheduler", "HeunDiscreteScheduler", "EulerAncestralDiscreteScheduler"])
 def test_guidance_in_an_interval_makes_nobody_wait_and_changes_nothing(gpu, scheduler, graphs):
     loop = Loop(graphs=graphs)
     gpu.take()
