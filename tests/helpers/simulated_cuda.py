@@ -380,6 +380,7 @@ def simulated_cuda(monkeypatch: Any, num_devices: int = 1) -> Iterator[Simulator
         "synchronize": lambda *_: SIMULATOR.wait("wait", "synchronize"),
         "empty_cache": lambda: SIMULATOR.wait("wait", "empty_cache"),
         "current_stream": lambda *_: _Stream(),
+        "set_stream": lambda _: None,
         "Stream": _Stream,
         "stream": lambda _: contextlib.nullcontext(),
         "Event": _Event,

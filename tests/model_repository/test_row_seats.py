@@ -59,6 +59,13 @@ def test_parts_of_a_job_can_be_seated():
     assert {row.job for row in after} == {a}
 
 
+def test_a_waveform_that_gets_its_second_row_late_has_both_beside_each_other():
+    a, b = job(2), job(2)
+    before = rearrange([], (RowRange(a, range(1, 2)), RowRange(b, range(2))))
+    after = rearrange(before, all_rows(a, b))
+    assert [(row.job, row.number) for row in after] == [(b, 0), (b, 1), (a, 0), (a, 1)]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_whoever_comes_and_goes_each_row_has_one_seat_and_pairs_are_not_parted(seed):
     draw = random.Random(seed)

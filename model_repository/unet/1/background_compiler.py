@@ -9,6 +9,9 @@ from collections.abc import Callable, Sequence
 
 from unet_shapes import FixedShape
 
+MAX_FAILURES = 2
+"""Of shapes: one may fail because of what runs beside it, and two because none can be compiled."""
+
 
 class BackgroundCompiler:
     """A thread that ends when all is compiled, or when it is told to, after the present shape.
@@ -37,6 +40,7 @@ class BackgroundCompiler:
         self._closing.set()
 
     def _run(self) -> None:
+        failures = 0
         for shape in self._shapes:
             if self._closing.is_set():
                 return
@@ -47,6 +51,9 @@ class BackgroundCompiler:
                 self._report(
                     f"{shape} can't be compiled ({type(error).__name__}: {str(error)[:300]}); it runs without."
                 )
-                return
+                failures += 1
+                if failures == MAX_FAILURES:
+                    return
+                continue
             self._report(f"compiled {shape} (rows x frames x tokens) in {time.perf_counter() - started:.1f} s")
             self._on_done(shape)

@@ -202,14 +202,21 @@ class DenoisingEngine:
             self._loaded.set_exception(error)
             return
         self._loaded.set_result(unet.sizes)
-        while self._hand_over(loop):
+        goes_on = True
+        while goes_on:
             try:
-                self._part_with(loop.tick())
+                if goes_on := self._hand_over(loop):
+                    self._part_with(loop.tick())
             except DeviceLostError as error:
                 self._give_up(loop, error)
                 return
             except Exception as fault:  # of the loop's own: the thread goes on, with those that come
                 traceback.print_exc()
+                try:
+                    loop.check_device()
+                except DeviceLostError as error:
+                    self._give_up(loop, error)
+                    return
                 self._part_with(
                     loop.fail_all(StageError(f"the denoising loop failed ({type(fault).__name__}: {fault})."))
                 )
@@ -239,16 +246,19 @@ class DenoisingEngine:
     def _hand_over(self, loop: DenoisingLoop) -> bool:
         """Hand new jobs to the loop, and wait for some while there are none; return False when the loop must end."""
         self._wait_for_jobs(loop)
-        with self._changed:
-            scheduled, self._scheduled = self._scheduled, []
-            goes_on = bool(self._running)
-        for job in scheduled:
+        while True:
+            with self._changed:
+                if not self._scheduled:
+                    return bool(self._running)
+                job = self._scheduled.pop(0)
             loop.admit(job)
-        return goes_on
 
     def _wait_for_jobs(self, loop: DenoisingLoop) -> None:
         """Wait until something runs, or the end; meanwhile, capture CUDA graphs."""
         while True:
+            with self._changed:
+                if self._running or self._closing:
+                    return
             timeout = 0.0 if loop.use_idle_time() else IDLE_POLL_S if loop.has_graphs else None
             with self._changed:
                 if self._changed.wait_for(lambda: self._running or self._closing, timeout):

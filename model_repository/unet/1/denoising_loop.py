@@ -92,7 +92,11 @@ class DenoisingLoop:
 
     @torch.inference_mode()
     def admit(self, job: Job) -> None:
-        """Let a job take part from the next tick on."""
+        """Let a job take part from the next tick on.
+
+        Raises:
+            DeviceLostError: The GPU has failed.
+        """
         self.jobs.append(job)
         try:
             job.project_text(self._unet)
@@ -102,6 +106,8 @@ class DenoisingLoop:
                 self._graphs.ask_for(job.key, batch.bucket_of(job.conditioning.tokens))
         except Exception as error:
             job.abort(as_denoising_error(error))
+            if not isinstance(error, torch.OutOfMemoryError):
+                self.check_device()
 
     @torch.inference_mode()
     def tick(self) -> list[Job]:
@@ -133,27 +139,36 @@ class DenoisingLoop:
 
     @torch.inference_mode()
     def use_idle_time(self) -> bool:
-        """Capture one graph that would be of use, if there is one; say whether something was done."""
+        """Capture one graph that would be of use, if there is one; say whether something was done.
+
+        Raises:
+            DeviceLostError: The GPU has failed.
+        """
         if self._graphs is None or not self.is_idle:
             return False
-        if size := self._graphs.next_wanted():
-            self._graphs.begin(self._blank_batch(size), size)
-            self._batches = {key: batch for key, batch in self._batches.items() if self._graphs.keeps(key)}
-            return True
-        if outdated := self._graphs.next_outdated():
-            size, rows = outdated
-            self._graphs.capture(self._blank_batch(size), size, rows)
-            return True
-        return False
+        wanted = self._graphs.next_wanted()
+        size, rows = (wanted, 0) if wanted else self._graphs.next_outdated() or (None, 0)
+        if size is None:
+            return False
+        try:
+            batch = self._blank_batch(size, self._graphs)
+            if wanted:
+                self._graphs.begin(batch, size)
+            else:
+                self._graphs.capture(batch, size, rows)
+        except Exception as error:  # whatever it is, requests go on without graphs
+            self.check_device()
+            self._graphs.drop(size, error)
+        self._batches = {key: batch for key, batch in self._batches.items() if self._graphs.keeps(key)}
+        return True
 
-    def _blank_batch(self, size: Size) -> DenoisingBatch:
+    def _blank_batch(self, size: Size, graphs: TickGraphs) -> DenoisingBatch:
         """Return the batch of a size, with room for what its graphs have, and with nobody seated."""
-        assert self._graphs is not None  # noqa: S101 - for the type checker
         (channels, frames, bins, vectors), tokens = size
         key = (channels, frames, bins, vectors)
         if key not in self._batches:
             self._batches[key] = DenoisingBatch((channels, frames, bins), self._unet.device, self._text_buckets)
-        self._batches[key].reserve(self._unet.blank_text(vectors), self._graphs.most_rows, tokens)
+        self._batches[key].reserve(self._unet.blank_text(vectors), graphs.rows_of(size)[-1], tokens)
         return self._batches[key]
 
     def fail_all(self, error: DenoisingError) -> list[Job]:
@@ -163,6 +178,8 @@ class DenoisingLoop:
             job.abort(error)
             self._finish(job)
         self.jobs, self._batches = [], {}
+        if self._graphs:
+            self._graphs.make_anew()  # they have the addresses of what is gone
         self._launched.clear()
         finished, self._finished = self._finished, []
         return finished
@@ -199,6 +216,7 @@ class DenoisingLoop:
         graph = self._graph_of(batch, ranges)
         if graph:
             graph.replay()
+            self._budget.count_forward()
         else:
             self._predict(batch, slice(0, len(batch.rows)))
         for rows in ranges:
@@ -209,13 +227,14 @@ class DenoisingLoop:
             batch.count_forward(complete)
         elif complete:
             batch.advance(complete)
+        if any(job.error for job in complete):
+            self.check_device()
         steps = sum(job.steps_done for job in complete) - steps_before
-        latents = {}
-        for job in [rows.job for rows in ranges]:
-            if job.forwards_done == job.num_forwards and not job.error:
-                latents[job] = start_copy_to_cpu(job.latents)
-                self._leave(job)
+        ending = [rows.job for rows in ranges if rows.job.forwards_done == rows.job.num_forwards and not rows.job.error]
+        latents = {job: start_copy_to_cpu(job.latents) for job in ending}
         self._launched.append(_LaunchedTick(began, self._moment(), ranges, jobs, steps, latents))
+        for job in ending:  # only now: until it stands there, `fail_all` finds it among the others
+            self._leave(job)
 
     def _seat(self, batch: DenoisingBatch, ranges: tuple[RowRange, ...]) -> bool:
         """Seat rows; False where that fails. Then fewer rows are tried next, or their jobs end, and no others."""
@@ -226,7 +245,7 @@ class DenoisingLoop:
             if sum(map(len, ranges)) == 1:
                 ranges[0].job.abort(as_denoising_error(error))
         except Exception as error:
-            self._check_device()
+            self.check_device()
             for rows in ranges:
                 rows.job.abort(as_denoising_error(error))
         else:
@@ -252,7 +271,7 @@ class DenoisingLoop:
         if isinstance(error, torch.OutOfMemoryError):
             self._note_shortage(rows[0].job, len(rows))
         else:
-            self._check_device()
+            self.check_device()
         if len(rows) == 1:
             rows[0].job.abort(as_denoising_error(error))
             return
@@ -272,10 +291,10 @@ class DenoisingLoop:
         """Wait until the device has done a tick, and account for it."""
         try:
             tick.ended.wait()
+            seconds = tick.ended.seconds_since(tick.began)
         except Exception as error:
             self._launched.appendleft(tick)
             raise _device_lost(error) from error
-        seconds = tick.ended.seconds_since(tick.began)
         for job in tick.jobs:
             job.fair_share_s += seconds / len(tick.jobs)
         rows_of_all = sum(map(len, tick.ranges))
@@ -285,8 +304,12 @@ class DenoisingLoop:
         for job, latents in tick.latents.items():
             self._finish(job, latents)
 
-    def _check_device(self) -> None:
-        """Find out whether a GPU goes on after an error; kernels fail later than they are called."""
+    def check_device(self) -> None:
+        """Find out whether a GPU goes on after an error; kernels fail later than they are called.
+
+        Raises:
+            DeviceLostError: It doesn't.
+        """
         if self._unet.device.type != "cuda":
             return
         try:

@@ -4,6 +4,7 @@ A job's whole way from noise to result is written there when it is admitted. A s
 each waveform's cursor points at the row of the tables that comes next.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,10 @@ BLANK = 0
 
 FIRST_ROWS = 256
 """Of the tables; they are enlarged as needed."""
+
+
+_VERSIONS = itertools.count(1)
+"""Of all slots together: two never have the same one."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class DenoisingSlots:
         inputs: float32 [rows, 2]: what the UNet gets as timestep, and what the latents are multiplied by before it.
         weights: float32 [rows, memory, 2 + memory], of a state for the next latents and what is remembered.
         cursors: int64 [slots], the row of `inputs` and `weights` that a waveform's next forward has.
-        version: Rises when tensors were replaced by larger ones: whoever kept them has stale ones.
+        version: Another one when tensors were replaced by larger ones: whoever kept them has stale ones.
     """
 
     states: Tensor
@@ -80,6 +85,7 @@ class DenoisingSlots:
 
     def randomize(self) -> None:
         """Give nobody's slot other latents."""
+        self.states[BLANK].zero_()  # what isn't finite would stay so
         self.states[BLANK, NUM_NOISES].normal_()
 
     def admit(self, job: Job) -> None:
@@ -146,7 +152,7 @@ class DenoisingSlots:
         self._slots.grow(slots)
         self._rows.grow(rows)
         self._memory = memory
-        self.version += 1
+        self.version = next(_VERSIONS)
         for job in self._places:
             self._set_view(job)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from background_compiler import BackgroundCompiler
 from device_choice import use_device
-from device_defaults import Choice, choose
+from device_defaults import GRAPH_ROWS, Choice, choose
 from loop_options import LoopOptions
 from tick_graphs import TickGraphs
 from unet_forward import UNetForward, default_frames
@@ -40,13 +40,13 @@ class PreparedUNet:
         self._compiler: BackgroundCompiler | None = None
 
     def load(self) -> UNetForward:
-        """Load it; on a CPU, what is to be compiled is compiled then. In the thread that will use it."""
+        """Load it; without CUDA graphs, what is to be compiled is compiled then. In the thread that will use it."""
         use_device(self._device)
         self.choice = choose(self._options, self._device, default_frames(self._folder))
         self.unet = load_in_the_first_that_holds(self._load_in, self.choice.dtypes, self._report)
         for name, value in self.choice.describe(self.unet.dtype).items():
             self._report(f"{name} {value}")
-        if self._device.type == "cpu":
+        if not self.choice.uses_graphs:
             self._compile(*self.choice.shapes)
         return self.unet
 
@@ -55,16 +55,17 @@ class PreparedUNet:
         if not self.choice.uses_graphs:
             return None
         shapes = self.choice.shapes
-        rows = sorted({shape.rows for shape in shapes}) or [self._options.max_rows]
+        rows = sorted({shape.rows for shape in shapes} or {min(rows, self._options.max_rows) for rows in GRAPH_ROWS})
+        max_frames = self._options.max_frames_per_forward(self._device)
         sizes = {
             ((unet.sizes.num_channels, shape.frames, NUM_BINS, NUM_VECTORS), shape.tokens): None for shape in shapes
         }
-        self._graphs = TickGraphs(unet.forward_at, unet.dtype, tuple(rows), self._report, sizes)
+        self._graphs = TickGraphs(unet.forward_at, unet.dtype, tuple(rows), max_frames, self._report, sizes)
         return self._graphs
 
     def compile_in_background(self) -> None:
         """Compile for a GPU while requests are served; a graph is made anew when its shape is done."""
-        if self._device.type == "cpu" or not self.choice.compile_backend or self._graphs is None:
+        if not self.choice.compile_backend or self._graphs is None:
             return
         most_useful_first = sorted(self.choice.shapes, key=lambda shape: (shape.rows != 2, shape.rows))
         self._compiler = BackgroundCompiler(
@@ -84,6 +85,11 @@ class PreparedUNet:
         self._compile(shape)
 
     def _compile(self, *shapes: FixedShape) -> None:
-        prepared = replace(self._options.preparation, compile_backend=self.choice.compile_backend, fixed_shapes=shapes)
+        prepared = replace(
+            self._options.preparation,
+            compile_backend=self.choice.compile_backend,
+            cuda_graphs="on" if self.choice.uses_graphs else "off",
+            fixed_shapes=shapes,
+        )
         for shape, seconds in self.unet.prepare(prepared):
             self._report(f"prepared {shape} (rows x frames x tokens) in {seconds:.1f} s")

@@ -49,6 +49,8 @@ def rearrange(seated: list[Row], ranges: tuple[RowRange, ...]) -> list[Row]:
     """Return the rows of `ranges` in an order in which few of those that are seated move."""
     wanted = {Row(rows.job, number): None for rows in ranges for number in rows.numbers}
     seats: list[Row | None] = [row if row in wanted else None for row in seated]
+    grown = {(row.job, row.waveform) for row in wanted.keys() - seats}  # a waveform with a new row sits down anew
+    seats = [None if row and (row.job, row.waveform) in grown else row for row in seats]
     while None in seats:
         group = _last_waveform(seats)
         gap = _first_gap(seats, len(group))

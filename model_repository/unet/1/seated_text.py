@@ -1,14 +1,19 @@
 """The text of a forward's rows, in tensors that stay where they are: a row's text is written when it gets its seat."""
 
+import itertools
+
 from text_conditioning import MASK_OF_PADDING, Conditioning
 from torch import Tensor
+
+_VERSIONS = itertools.count(1)
+"""Of all texts together: two never have the same one."""
 
 
 class SeatedText:
     """Text by seat. Tensors are made at the first write, and replaced by larger ones as needed.
 
     Attributes:
-        version: Rises when they were replaced.
+        version: Another one when they were replaced.
     """
 
     def __init__(self) -> None:
@@ -36,7 +41,7 @@ class SeatedText:
             new.prompt[:old_seats, :old_tokens].copy_(self._text.prompt)
             new.attention_mask[:old_seats, :old_tokens].copy_(self._text.attention_mask)
         self._text = new
-        self.version += 1
+        self.version = next(_VERSIONS)
 
     def randomize(self) -> None:
         """Have some text at every seat, for a trial; who is seated must be written again."""

@@ -169,6 +169,8 @@ def as_scheduler_error(request: SchedulerRequest) -> Iterator[None]:
     """Turn an exception of a scheduler into a SchedulerStepsError."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
         raise SchedulerStepsError(
             f"num_inference_steps is out of bounds: {request.name} can't do {request.num_inference_steps} with this "

@@ -9,7 +9,7 @@ weren't used for the longest time go.
 """
 
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +30,12 @@ MAX_SIZES = 4
 
 OFTEN = 2
 """So often a size must be asked for before it gets graphs."""
+
+MOST_FILLING = 2
+"""Rows of a forward for each that is seated, at most: with more to fill up, a forward without a graph is faster."""
+
+MAX_FAILURES = 3
+"""So often graphs of a size may fail before they are given up."""
 
 MIN_FREE_MEMORY = 0.1
 """Of the GPU's: with less of it left, nothing more is captured."""
@@ -68,8 +74,11 @@ class TickGraph:
             for _ in range(WARM_UPS):
                 batch.forward_and_advance(predict, rows, tokens)
         present.wait_stream(stream)
-        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-            noise_pred = batch.forward_and_advance(predict, rows, tokens)
+        try:
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                noise_pred = batch.forward_and_advance(predict, rows, tokens)
+        finally:
+            torch.cuda.set_stream(present)  # a capture that fails in its end leaves its own
         batch.randomize()  # so that what the capture has left behind isn't taken for a replay's
         expected = batch.forward_and_advance(predict, rows, tokens)
         self.replay()
@@ -102,6 +111,7 @@ class TickGraphs:
         predict_of: Returns the fastest forward that there is for a shape.
         dtype: The UNet's.
         rows: Numbers of rows that are captured, in rising order.
+        max_frames: Rows x latent frames of a forward, at most.
         report: Called with a sentence about what was made, or why not.
         sizes: What is captured first.
     """
@@ -111,38 +121,41 @@ class TickGraphs:
         predict_of: Callable[[FixedShape], Predict],
         dtype: torch.dtype,
         rows: tuple[int, ...],
+        max_frames: int,
         report: Callable[[str], object],
         sizes: Iterable[Size] = (),
     ) -> None:
-        self._predict_of, self._dtype, self._rows, self._report = predict_of, dtype, rows, report
+        self._predict_of, self._dtype, self._report = predict_of, dtype, report
+        self._rows, self._max_frames = rows, max_frames
         self._graphs: OrderedDict[Size, _GraphsOfSize] = OrderedDict()  # the last one used last
         self._asked: dict[Size, int] = dict.fromkeys(sizes, OFTEN)
+        self._failures: Counter[Size] = Counter()
+        self._missing: deque[tuple[Size, int]] = deque()
         self._outdated: deque[FixedShape] = deque()  # filled by another thread
         self._pool = torch.cuda.graph_pool_handle()
 
-    @property
-    def most_rows(self) -> int:
-        """Rows of the largest graphs."""
-        return self._rows[-1]
+    def rows_of(self, size: Size) -> tuple[int, ...]:
+        """Return the rows of a size's graphs, in rising order: those that a forward may have."""
+        frames = size[0][1]
+        return tuple(rows for rows in self._rows if rows * frames <= self._max_frames) or self._rows[:1]
 
     def find(self, batch: DenoisingBatch, key: tuple[int, int, int, int]) -> TickGraph | None:
         """Return the smallest graph with room for those that are seated; None if there is none."""
+        for size in [size for size in self._graphs if size[0] == key]:
+            if self._graphs[size].version != batch.version:  # larger tensors have taken the place of those it knows
+                self._ask_again(size)
         fitting = [size for size in self._graphs if size[0] == key and size[1] >= batch.tokens]
         if not fitting:
             return None
         size = min(fitting, key=lambda size: size[1])
-        graphs = self._graphs[size]
-        if graphs.version != batch.version:  # larger tensors have taken the place of those that the graphs know
-            del self._graphs[size]
-            self._asked[size] = OFTEN
-            return None
         self._graphs.move_to_end(size)
-        rows = min((rows for rows in graphs.by_rows if rows >= len(batch.rows)), default=0)
-        return graphs.by_rows.get(rows)
+        seated, graphs = len(batch.rows), self._graphs[size].by_rows
+        rows = min((rows for rows in graphs if seated <= rows <= MOST_FILLING * seated), default=0)
+        return graphs.get(rows)
 
     def ask_for(self, key: tuple[int, int, int, int], tokens: int) -> None:
         """Note that a job of a size has come."""
-        if self._find_size(key, tokens) is None:
+        if self._find_size(key, tokens) is None and self._failures[key, tokens] < MAX_FAILURES:
             self._asked[key, tokens] = self._asked.get((key, tokens), 0) + 1
 
     def keeps(self, key: tuple[int, int, int, int]) -> bool:
@@ -158,13 +171,35 @@ class TickGraphs:
         self._outdated.append(shape)
 
     def next_outdated(self) -> tuple[Size, int] | None:
-        """Return the size and the rows of a graph that is to be made anew, if any; it is returned once."""
+        """Return the size and the rows of a graph that is to be made, or made anew, if any; it is returned once."""
         while self._outdated:
             shape = self._outdated.popleft()
             for size in self._graphs:
-                if (size[0][1], size[1]) == (shape.frames, shape.tokens) and shape.rows in self._rows:
-                    return size, shape.rows
+                if (size[0][1], size[1]) == (shape.frames, shape.tokens) and shape.rows in self.rows_of(size):
+                    self._missing.append((size, shape.rows))
+        while self._missing:
+            size, rows = self._missing.popleft()
+            if size in self._graphs:
+                return size, rows
         return None
+
+    def drop(self, size: Size, error: Exception) -> None:
+        """Part with the graphs of a size of which one couldn't be made; it is tried again, but not for ever."""
+        self._failures[size] += 1
+        self._graphs.pop(size, None)
+        self._asked.pop(size, None)
+        if self._failures[size] < MAX_FAILURES:
+            self._asked[size] = OFTEN
+        self._report(f"no CUDA graphs for {_name(size)} ({type(error).__name__}: {error}).")
+
+    def make_anew(self) -> None:
+        """Use none of the graphs any more, and make them again."""
+        for size in list(self._graphs):
+            self._ask_again(size)
+
+    def _ask_again(self, size: Size) -> None:
+        del self._graphs[size]
+        self._asked[size] = OFTEN
 
     def begin(self, batch: DenoisingBatch, size: Size) -> None:
         """Have graphs of a size from now on, made one by one, the largest first; of too many sizes, one goes."""
@@ -172,16 +207,20 @@ class TickGraphs:
         if not _has_memory():
             self._report(f"no CUDA graphs for {_name(size)}: the GPU's memory is nearly used up.")
             return
+        self._graphs.pop(size, None)
         while len(self._graphs) >= MAX_SIZES:
             self._graphs.popitem(last=False)
         self._graphs[size] = _GraphsOfSize(batch.version)
-        (_, frames, *_), tokens = size
-        self._outdated.extend(FixedShape(rows, frames, tokens) for rows in reversed(self._rows))
+        self._missing = deque(entry for entry in self._missing if entry[0] != size)
+        self._missing.extend((size, rows) for rows in reversed(self.rows_of(size)))
 
     def capture(self, batch: DenoisingBatch, size: Size, rows: int) -> None:
         """Make one graph of a size, whose batch is blank. What can't be made is reported, and not used."""
         started = time.perf_counter()
         (_, frames, *_), tokens = size
+        if self._graphs[size].version != batch.version:  # another size's text has made the tensors larger
+            self.begin(batch, size)
+            return
         try:
             predict = self._predict_of(FixedShape(rows, frames, tokens))
             graph = TickGraph(batch, predict, rows, tokens, self._pool, self._dtype)
@@ -202,6 +241,7 @@ def relative_rms(actual: Tensor, expected: Tensor) -> float:
 
 
 def _has_memory() -> bool:
+    torch.cuda.empty_cache()  # what PyTorch keeps for later isn't used; nothing runs now
     free, total = torch.cuda.mem_get_info()
     return free >= MIN_FREE_MEMORY * total
 

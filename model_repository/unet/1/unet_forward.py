@@ -100,10 +100,10 @@ class UNetForward:
             start = time.perf_counter()
             with torch.inference_mode():
                 forward = FixedShapeForward(function, *self._blank_inputs(shape))
-            if self.device.type == "cpu":
-                self._fixed[shape] = forward
+            if preparation.cuda_graphs == "on":
+                self._compiled[shape] = function  # for who captures it
             else:
-                self._compiled[shape] = function
+                self._fixed[shape] = forward
             yield shape, time.perf_counter() - start
 
     def blank_text(self, vectors: int = NUM_VECTORS, rows: int = 1, tokens: int = 1) -> Conditioning:
