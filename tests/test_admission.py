@@ -146,10 +146,12 @@ def test_long_texts_whose_grpc_callers_leave_while_they_are_encoded_are_soon_not
 
     def call(number: int) -> None:
         with pytest.raises(InferenceServerException, match=r"(?i)deadline exceeded"):
-            grpc_client.infer("audioldm2", [prompt], request_id=f"long {number}", client_timeout=0.2)
+            grpc_client.infer("audioldm2", [prompt], request_id=f"long {number}", client_timeout=0.5)
 
-    list(threads.map(call, range(2)))
-    assert admission(triton)[0] > 10_000
+    calls = [threads.submit(call, number) for number in range(2)]
+    wait_until(lambda: admission(triton)[0] > 10_000, TIMEOUT_S, "they are let in")
+    for one in calls:
+        one.result(TIMEOUT_S)
     wait_until(lambda: admission(triton) == [0, 0, 0], 10, "nobody encodes them, and nobody is thought to")
 
 
