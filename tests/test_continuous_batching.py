@@ -1,7 +1,6 @@
 """Continuous batching over a real Triton: full queues, deadlines, cancellation, shutdown, company."""
 
 import functools
-import http.client
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -132,19 +131,14 @@ def test_a_server_that_stops_finishes_or_answers_what_runs(tmp_path):
 
 @pytest.mark.parametrize("front", [True, False])
 def test_a_server_that_stops_answers_what_does_not_finish_in_time(exported_repository, front):
-    """Without the front Triton has the last word, and now and then ends before it has sent an answer."""
     server = EmbeddedServer(exported_repository, stop_timeout_s=4, front=front).start()
     with ThreadPoolExecutor(8) as threads:
         callers = [threads.submit(job_calls.generate, server, f"c{n}", num_inference_steps=1000) for n in range(8)]
         for number in range(8):
             job_calls.wait_for_state(server, f"c{number}", "denoising")
         assert server.stop() == (8 if front else 0), "Triton itself doesn't tell how many"
-        lost = [
-            caller for caller in callers if isinstance(caller.exception(timeout=10), http.client.RemoteDisconnected)
-        ]
-        answers = [caller.result() for caller in callers if caller not in lost]
-    assert len(lost) <= (0 if front else 2)
-    assert {answer.status for answer in answers} == {503}
+        answers = [caller.result(timeout=10) for caller in callers]
+    assert [answer.status for answer in answers] == [503] * 8
     assert all("[UNAVAILABLE] the server " in answer.error for answer in answers)
 
 

@@ -169,10 +169,10 @@ class Door:
                 yield response
         finally:
             self._forget(exchange)
-            if exchange.inference is not None and exchange.inference.model not in self.jobs_models:
+            has_left = exchange.inference is not None and exchange.inference.model not in self.jobs_models
+            if has_left:
                 self.record(exchange, "left", "CANCELLED")
-                self._cancel_soon(exchange.inference.request_id, is_dropped=exchange.is_grpc)
-            elif exchange.was_dropped:
+            if has_left or exchange.was_dropped:
                 self._cancel_soon(exchange.request_id, is_dropped=exchange.is_grpc)
 
     async def watch_for_pauses(self) -> None:

@@ -5,7 +5,6 @@ import gc
 import subprocess
 import sys
 import time
-import warnings
 
 import pytest
 from audioldm2_client import AsyncAudioLDM2Client, AudioLDM2Client, DeadlineExceededError, RequestCancelledError
@@ -17,14 +16,6 @@ from audioldm2_client._url import parse_urls
 from tests.helpers.waiting import taken_port, wait_until
 
 LONG = 1000  # steps: far more than any test waits for
-
-
-@pytest.fixture(autouse=True)
-def _nothing_of_earlier_tests_is_left_to_collect() -> None:
-    """These tests collect garbage: what others have left must not look like theirs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 @pytest.fixture
