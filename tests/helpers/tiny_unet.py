@@ -27,6 +27,14 @@ CPU = torch.device("cpu")
 GENERATED_WIDTH, PROMPT_WIDTH = 12, 20
 SCHEDULER_CONFIG = demo_unet.scheduler_config()
 
+SHALLOW = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "cross_attention_dim": ((None, 12, 20),) * 2,
+}
+"""Changes for `make_unet`: two levels instead of four, where time goes by layers."""
+
 
 def make_unet(seed: int = 0, **changes: Any) -> AudioLDM2UNet2DConditionModel:
     """Return a UNet of 0.21 M parameters, with the blocks and the attentions of the official one."""

@@ -71,6 +71,41 @@ class GatedUNet:
         return latents * 0.1
 
 
+class EndlessGraphs:
+    """Stands for a keeper of CUDA graphs that always has one more to capture, each when it is told to."""
+
+    def __init__(self) -> None:
+        self.turn = threading.Lock()
+        self.left = 1
+        self.events: list[str] = []
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+
+    def next_wanted(self) -> None:
+        return None
+
+    def next_outdated(self):
+        return (((8, 16, 16, 8), 16), 2) if self.left else None
+
+    def rows_of(self, _size) -> tuple[int, ...]:
+        return (2,)
+
+    def capture(self, *_) -> None:
+        self.left -= 1
+        self.events.append("capture")
+        self.entered.release()
+        assert self.gate.acquire(timeout=TIMEOUT_S)
+
+    def tokens_of(self, _key) -> set[int]:
+        return set()
+
+    def ask_for(self, *_) -> None:
+        pass
+
+    def find(self, *_) -> None:
+        return None
+
+
 @pytest.fixture
 def unet():
     return GatedUNet()
@@ -123,6 +158,24 @@ def test_everything_is_computed_in_one_thread(unet, make_engine):
     unet.let_through(4)
     make_engine().submit(make_request(steps=4)).result(TIMEOUT_S)
     assert names == {"denoising-loop"}
+
+
+def test_graphs_are_captured_while_nobody_waits_and_never_beside_a_request():
+    graphs = EndlessGraphs()
+    graphs.gate.release()
+    with DenoisingEngine(
+        make_forward, make_schedulers(), make_options(), LoopMetrics(), make_graphs=lambda _: graphs
+    ) as engine:
+        assert graphs.entered.acquire(timeout=TIMEOUT_S), "what is prepared beforehand"
+        graphs.left = 3
+        assert graphs.entered.acquire(timeout=TIMEOUT_S), "nobody waits"
+        future = engine.submit(make_request(steps=4))
+        future.add_done_callback(lambda _: graphs.events.append("request"))
+        graphs.gate.release()  # the capture that has begun ends
+        future.result(TIMEOUT_S)
+        assert graphs.entered.acquire(timeout=TIMEOUT_S), "nobody waits again"
+        assert graphs.events == ["capture", "capture", "request", "capture"]
+        graphs.gate.release(2)
 
 
 def test_a_request_is_told_once_when_there_is_room_for_it(unet, make_engine):

@@ -155,3 +155,18 @@ def test_on_a_gpu_graphs_come_first_and_a_compiled_forward_takes_its_place_later
         "cuda_graphs on",
         "fixed_shapes 1x256x64,2x256x64",
     ]
+
+
+def test_on_a_gpu_without_graphs_what_is_compiled_is_used(tmp_path, monkeypatch):
+    torch.compiler.reset()
+    save_unet(tmp_path)
+    shape = FixedShape(2, 16, 16)
+    options = make_options(dtype="fp32", preparation=Preparation("eager", "off", (shape,)))
+    with simulated_cuda(monkeypatch):
+        prepared = PreparedUNet(tmp_path, GPU, options, [].append)
+        monkeypatch.setattr(UNetForward, "prepare", torch.no_grad()(UNetForward.prepare))
+        unet = prepared.load()
+        assert prepared.make_graphs(unet) is None
+        assert list(unet._fixed) == [shape]
+        prepared.compile_in_background()
+        assert prepared._compiler is None, "it is done by now"

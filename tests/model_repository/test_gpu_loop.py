@@ -23,7 +23,7 @@ from tick_graphs import TickGraphs
 from unet_forward import UNetForward
 
 from tests.helpers.simulated_cuda import CudaTensor, Simulator, simulated_cuda
-from tests.helpers.tiny_unet import SCHEDULER_CONFIG, make_request, make_unet, reference_latents, relative_rms
+from tests.helpers.tiny_unet import SCHEDULER_CONFIG, SHALLOW, make_request, make_unet, reference_latents, relative_rms
 
 TOLERANCE = 1e-5
 BUCKETS = (8, 16, 32)
@@ -65,7 +65,7 @@ class Loop:
     def __init__(self, *, graphs: bool = False, device: int = 0, max_frames: int = 16384) -> None:
         place = torch.device("cuda", device)
         torch.cuda.set_device(place)
-        self.unet = UNetForward(make_unet(), place, 512)
+        self.unet = UNetForward(make_unet(**SHALLOW), place, 512)
         self.schedulers = SchedulerSteps(NoiseSchedulers(SCHEDULER_CONFIG))
         self.reports: list[str] = []
         self.graphs = (
@@ -98,7 +98,7 @@ class Loop:
 
 
 def error_of(job: Job) -> float:
-    return relative_rms(job.future.result(0), reference_latents(make_unet(), job.request))
+    return relative_rms(job.future.result(0), reference_latents(make_unet(**SHALLOW), job.request))
 
 
 def waits(events: Counter[str]) -> dict[str, int]:
@@ -287,6 +287,72 @@ def test_longer_text_than_the_graphs_have_runs_without_them():
     assert error_of(again) <= TOLERANCE
 
 
+@pytest.mark.parametrize("larger", [{"tokens": 20}, {"waveforms_per_prompt": 20}], ids=["text", "rows"])
+def test_graphs_hold_when_longer_text_or_more_rows_have_come_in_between(gpu, larger):
+    loop = Loop(graphs=True)
+    for number, (sizes, replays) in enumerate([({}, True), (larger, False), ({}, True)]):
+        job = loop.start(make_request(steps=2, seed=number, **sizes))
+        gpu.take()
+        loop.run()
+        assert (gpu.take()["replay"] > 0) == replays
+        assert error_of(job) <= TOLERANCE
+    assert len(loop.reports) == len(ROWS), "none was made anew"
+
+
+def test_jobs_of_long_and_short_text_at_once_have_the_text_of_their_own(gpu):
+    loop = Loop(graphs=True)
+    jobs = [loop.start(make_request(steps=3 + number, seed=number, tokens=5 + 9 * (number % 2))) for number in range(4)]
+    jobs.append(loop.start(make_request(steps=2, seed=9, tokens=30)))
+    gpu.take()
+    loop.run()
+    assert gpu.take()["replay"] > 0, "once the long text has gone"
+    assert max(map(error_of, jobs)) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_longer_text_that_comes_often_gets_graphs_of_its_own_and_those_of_the_shorter_hold():
+    loop = Loop(graphs=True)
+    for number in range(2):
+        loop.start(make_request(tokens=20, steps=2, seed=number))
+        loop.run()
+    loop.use_idle_time()
+    batch = loop.loop._batches[KEY]
+    assert batch.reserved_version(16)
+    assert batch.reserved_version(32)
+    assert len(loop.reports) == 2 * len(ROWS)
+    for tokens in (20, 9):
+        job = loop.start(make_request(tokens=tokens, steps=2))
+        loop.run()
+        assert error_of(job) <= TOLERANCE
+    assert len(loop.reports) == 2 * len(ROWS), "none was made anew"
+
+
+def test_nothing_is_captured_when_memory_is_nearly_used_up_and_what_is_only_kept_is_no_use(gpu, monkeypatch):
+    kept = 5
+
+    def free_and_total():
+        return (5 if gpu.take()["wait"] else 5 - kept, 10)  # emptying PyTorch's cache counts as a wait
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", free_and_total)
+    assert len(Loop(graphs=True).reports) == len(ROWS)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0.5, 10))
+    loop = Loop(graphs=True)
+    assert loop.reports == ["no CUDA graphs for 16 frames and 16 tokens: the GPU's memory is nearly used up."]
+    job = loop.start(make_request(steps=2))
+    loop.run()
+    assert error_of(job) <= TOLERANCE
+
+
+@pytest.mark.usefixtures("gpu")
+def test_nothing_is_captured_while_something_is_compiled_and_nobody_waits_for_it():
+    loop = Loop()
+    loop.loop._graphs = TickGraphs(loop.unet.forward_at, torch.float32, ROWS, 16384, loop.reports.append, [(KEY, 16)])
+    with loop.loop._graphs.turn:
+        assert not loop.loop.use_idle_time()
+    assert loop.reports == []
+    assert loop.use_idle_time() == 1 + len(ROWS)
+
+
 def broken(*_: object) -> None:
     raise RuntimeError("CUDA error: operation failed")
 
@@ -390,7 +456,8 @@ def test_a_forward_is_filled_up_to_twice_its_rows_and_no_further(gpu):
 
 
 @pytest.mark.usefixtures("gpu")
-def test_a_budget_that_shrank_grows_again_while_graphs_run():
+def test_a_budget_that_shrank_grows_again_while_graphs_run(monkeypatch):
+    monkeypatch.setattr(frame_budget, "FORWARDS_TO_GROW", 5)
     loop = Loop(graphs=True)
     loop.loop._budget.shrink(1024)
     job = loop.start(make_request(steps=frame_budget.FORWARDS_TO_GROW))

@@ -8,22 +8,15 @@ import fixed_shape_forward
 import pytest
 import torch
 import unet_forward
+from denoising_batch import DenoisingBatch
 from text_conditioning import Conditioning
 from torch._dynamo.utils import counters
 from unet_forward import UNetForward
 from unet_shapes import FixedShape, Preparation
 
-from tests.helpers.tiny_unet import CPU, make_forward, make_unet, relative_rms, save_unet
+from tests.helpers.tiny_unet import CPU, SHALLOW, make_forward, make_unet, relative_rms, save_unet
 
 TOLERANCE = 1e-5
-
-SHALLOW = {
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    "cross_attention_dim": ((None, 12, 20),) * 2,
-}
-"""Two levels of the UNet instead of four: compiling takes as long as there are layers."""
 
 
 def make_inputs(unet: UNetForward, rows: int = 3, tokens: int = 7, frames: int = 16, seed: int = 0):
@@ -258,3 +251,20 @@ def test_inductor_takes_what_it_has_compiled_from_the_cache_and_another_shape_le
         inputs = make_inputs(eager, rows, 8, seed=rows)
         assert relative_rms(unet(*inputs), eager(*inputs)) <= TOLERANCE
     assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_what_the_loop_gives_recompiles_nothing_whatever_text_has_come_in_between():
+    torch.compiler.reset()
+    counters.clear()
+    unet = UNetForward(make_unet(**SHALLOW), CPU, 512)
+    shapes = tuple(FixedShape(rows, 16, 16) for rows in (2, 4))
+    list(unet.prepare(Preparation("aot_eager", cuda_graphs="on", fixed_shapes=shapes)))
+    assert counters["stats"]["unique_graphs"] == len(shapes)
+    batch = DenoisingBatch((8, 16, 16), CPU, (16, 32))
+    with torch.inference_mode():
+        for tokens in (16, 32, 16):
+            batch.reserve(unet.blank_text(), rows=8, tokens=tokens)
+            if tokens == 16:
+                for shape in shapes:
+                    batch.forward_and_advance(unet.forward_at(shape), shape.rows, shape.tokens)
+    assert counters["stats"]["unique_graphs"] == len(shapes)

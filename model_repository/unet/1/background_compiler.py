@@ -1,6 +1,9 @@
 """Compiles the UNet for one shape after the other while requests are served without.
 
 It takes minutes on a GPU, and nobody waits for it: each shape is used from when it is done.
+
+Compilers try kernels out, and wait for the whole GPU then. That breaks a capture of another thread, so captures and
+compilations take turns.
 """
 
 import threading
@@ -21,6 +24,8 @@ class BackgroundCompiler:
         shapes: What to compile, the most useful first.
         on_done: Called after each, in this thread.
         report: Called with a sentence about each.
+        turn: Held while a shape is compiled.
+        pause_s: Left to others between two shapes.
     """
 
     def __init__(
@@ -29,8 +34,11 @@ class BackgroundCompiler:
         shapes: Sequence[FixedShape],
         on_done: Callable[[FixedShape], object],
         report: Callable[[str], object],
+        turn: threading.Lock,
+        pause_s: float,
     ) -> None:
         self._compile, self._shapes, self._on_done, self._report = compile_shape, shapes, on_done, report
+        self._turn, self._pause_s = turn, pause_s
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="background-compiler", daemon=True)
         self._thread.start()
@@ -41,12 +49,13 @@ class BackgroundCompiler:
 
     def _run(self) -> None:
         failures = 0
-        for shape in self._shapes:
-            if self._closing.is_set():
+        for index, shape in enumerate(self._shapes):
+            if self._closing.wait(self._pause_s if index else 0):
                 return
             started = time.perf_counter()
             try:
-                self._compile(shape)
+                with self._turn:
+                    self._compile(shape)
             except Exception as error:  # it goes on as it is
                 self._report(
                     f"{shape} can't be compiled ({type(error).__name__}: {str(error)[:300]}); it runs without."

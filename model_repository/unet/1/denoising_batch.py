@@ -5,7 +5,7 @@ DenoisingSlots move on by themselves. So all of a tick can be recorded as a CUDA
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from denoising_slots import BLANK, DenoisingSlots
 from device_copies import to_device
 from row_seats import Row, RowRange, rearrange
 from scheduler_steps import DiffusersSteps
-from seated_text import SeatedText
+from seated_rows import NUM_INDICES, SeatedRows
 from step_table import MAX_MEMORY
 from text_conditioning import Conditioning
 from torch import Tensor
@@ -23,12 +23,15 @@ from torch import Tensor
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """Scaled latents, timesteps and text of some rows -> their noise predictions."""
 
+Version = tuple[int, int]
+"""Of the slots, and of the seats."""
+
 RESERVED_FORWARDS = 8192
 """In the tables of a batch that is prepared beforehand, of all jobs: 32 with 256 forwards each."""
 
-_SLOT, _LATENTS, _NOISE, _WAVEFORM, _MOVE = range(5)
-"""What `_indices` has: by seat, the row's slot, and which of all tensors of the states are its latents and its noise
-prediction; by waveform, its slot, and by how much its cursor moves."""
+_SLOT, _LATENTS, _NOISE, _WAVEFORM, _MOVE = range(NUM_INDICES)
+"""In `SeatedRows.indices`: by seat, the row's slot, and which of all tensors of the states are its latents and its
+noise prediction; by waveform, its slot, and by how much its cursor moves."""
 
 
 class DenoisingBatch:
@@ -42,9 +45,10 @@ class DenoisingBatch:
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device, text_buckets: tuple[int, ...]) -> None:
         self._device, self._text_buckets = device, text_buckets
-        self._slots, self._text = DenoisingSlots(shape, device), SeatedText()
+        self._slots = DenoisingSlots(shape, device)
         self._ranges: tuple[RowRange, ...] = ()
-        self._indices = torch.zeros(5, 0, dtype=torch.int64, device=device)
+        self._reserved: dict[int, SeatedRows] = {}  # by tokens
+        self._present: SeatedRows | None = None
         self._indexed_slots = 0
         self._neighbours: slice | None = None
         self.rows: list[Row] = []
@@ -56,9 +60,14 @@ class DenoisingBatch:
         return min((bucket for bucket in self._text_buckets if bucket >= tokens), default=tokens)
 
     @property
-    def version(self) -> tuple[int, int, int]:
-        """Changes when a tensor was replaced by a larger one: what was recorded with the old ones is void."""
-        return self._slots.version, self._text.version, self._indices.shape[1]
+    def version(self) -> Version:
+        """Of the present tensors: what was recorded with others doesn't hold for who is seated now."""
+        return self._slots.version, self._seated.version
+
+    def reserved_version(self, tokens: int) -> Version | None:
+        """Return the version that there is whenever reserved seats with so many tokens are used; None without any."""
+        seated = self._reserved.get(tokens)
+        return (self._slots.version, seated.version) if seated else None
 
     def admit(self, job: Job) -> None:
         """Give a job its place."""
@@ -71,29 +80,36 @@ class DenoisingBatch:
     def reserve(self, text: Conditioning, rows: int, tokens: int) -> None:
         """Make room for what is usual, so that no tensor is replaced later, and have blank rows with some text.
 
+        Rows that fit there sit there from now on, and others elsewhere.
+
         Args:
             text: Any row's, for its widths and its type.
             rows: Of a forward.
             tokens: T5 states of a row.
         """
         self._slots.reserve(rows, MAX_MEMORY, RESERVED_FORWARDS)
-        self._text.reserve(text, rows, tokens)
-        self._reserve_indices(rows)
+        if tokens not in self._reserved:
+            self._reserved[tokens] = SeatedRows(text, rows, tokens)
+        self._present = self._reserved[tokens]
         self.rows, self.jobs, self._ranges = [], [], ()
         self._write_indices()
         self.randomize()
 
+    def keep_reserved(self, tokens: Collection[int]) -> None:
+        """Reserve no seats any more but those with so many tokens."""
+        self._reserved = {count: seated for count, seated in self._reserved.items() if count in tokens}
+
     def randomize(self) -> None:
         """Give blank rows other latents, and other text."""
         self._slots.randomize()
-        self._text.randomize()
+        self._seated.randomize()
 
     def seat(self, ranges: tuple[RowRange, ...]) -> None:
         """Seat these rows and no others; it does nothing while they stay the same."""
         if ranges != self._ranges:
             rows = rearrange(self.rows, ranges)
             with self._unseated_if_it_fails():
-                self._write_text(rows)
+                self._take_seats(rows)
                 self.rows, self.jobs, self._ranges = rows, list(dict.fromkeys(row.job for row in rows)), ranges
                 self._write_indices()
         elif self._indexed_slots != self._slots.version:
@@ -108,25 +124,25 @@ class DenoisingBatch:
 
     def inputs(self, seats: slice, tokens: int) -> tuple[Tensor, Tensor, Conditioning]:
         """Return what the UNet needs for the rows of some seats: scaled latents, timesteps, text."""
-        slots = self._slots
-        cursors = slots.cursors.index_select(0, self._indices[_SLOT, seats])
+        slots, indices = self._slots, self._seated.indices
+        cursors = slots.cursors.index_select(0, indices[_SLOT, seats])
         timesteps, scales = slots.inputs.index_select(0, cursors).unbind(1)
-        latents = slots.states.flatten(0, 1).index_select(0, self._indices[_LATENTS, seats])
-        return latents.mul_(scales[:, None, None, None]), timesteps, self._text.view(seats, tokens)
+        latents = slots.states.flatten(0, 1).index_select(0, indices[_LATENTS, seats])
+        return latents.mul_(scales[:, None, None, None]), timesteps, self._seated.text_of(seats, tokens)
 
     def store(self, seats: slice, noise_pred: Tensor) -> None:
         """Keep the UNet's output until all rows of the jobs are done."""
-        self._slots.states.flatten(0, 1).index_copy_(0, self._indices[_NOISE, seats], noise_pred)
+        self._slots.states.flatten(0, 1).index_copy_(0, self._seated.indices[_NOISE, seats], noise_pred)
 
     def forward_and_advance(self, predict: Predict, rows: int, tokens: int) -> Tensor:
         """Do a forward of so many seats, empty ones included, and a step of all table schedulers; return the noise.
 
         Nothing of it depends on the host: it can be recorded, and holds for whoever is seated when it is replayed.
         """
-        seats = slice(0, rows)
+        seats, indices = slice(0, rows), self._seated.indices
         noise_pred = predict(*self.inputs(seats, tokens))
         self.store(seats, noise_pred)
-        self._advance_slots(self._indices[_WAVEFORM, seats], self._indices[_MOVE, seats])
+        self._advance_slots(indices[_WAVEFORM, seats], indices[_MOVE, seats])
         return noise_pred
 
     def advance(self, jobs: list[Job]) -> None:
@@ -176,33 +192,51 @@ class DenoisingBatch:
     def _waveforms_of(self, jobs: list[Job]) -> tuple[Tensor, Tensor]:
         """Return the slots of the jobs' waveforms, and a one for each."""
         count = sum(job.request.num_waveforms for job in jobs)
-        if jobs == self.jobs and count <= self._indices.shape[1]:
-            return self._indices[_WAVEFORM, :count], self._indices[_MOVE, :count]
+        if jobs == self.jobs and count <= len(self._seated):
+            return self._seated.indices[_WAVEFORM, :count], self._seated.indices[_MOVE, :count]
         slots = torch.tensor([slot for job in jobs for slot in self._slots.slots_of(job)], dtype=torch.int64)
         index = to_device(slots, self._device)
         return index, torch.ones_like(index)
 
-    def _write_text(self, rows: list[Row]) -> None:
-        """Move the text of those that change their seat, and write that of newcomers."""
-        if not rows:
-            return
+    @property
+    def _seated(self) -> SeatedRows:
+        if self._present is None:
+            raise RuntimeError("no seat has been taken")
+        return self._present
+
+    def _take_seats(self, rows: list[Row]) -> None:
+        """Move the text of those that change their seat, and write that of newcomers; of all, where all sit anew."""
         self.tokens = self.bucket_of(max(row.job.conditioning.tokens for row in rows))
-        self._text.reserve(rows[0].job.conditioning, _power_of_two(len(rows)), self.tokens)
-        seats = {row: seat for seat, row in enumerate(self.rows)}
+        seated = self._seats_for(rows)
+        seats = {row: seat for seat, row in enumerate(self.rows)} if seated is self._present else {}
+        self._present = seated
         moved = [(seats[row], seat) for seat, row in enumerate(rows) if seats.get(row, seat) != seat]
         if moved:
-            self._text.move(*(self._upload(list(side)) for side in zip(*moved, strict=True)))
+            seated.move(*(self._upload(list(side)) for side in zip(*moved, strict=True)))
         new: dict[Job, list[tuple[int, int]]] = {}
         for seat, row in enumerate(rows):
             if row not in seats:
                 new.setdefault(row.job, []).append((seat, row.prompt))
         for job, places in new.items():
             own_seats, prompts = (self._upload(list(side)) for side in zip(*places, strict=True))
-            self._text.write(own_seats, job.conditioning.rows(prompts))
+            seated.write(own_seats, job.conditioning.rows(prompts))
+
+    def _seats_for(self, rows: list[Row]) -> SeatedRows:
+        """Return the narrowest of the reserved seats where rows fit; or the present ones, or new ones, as wide as they.
+
+        The reserved ones are never replaced: that graphs are void because of a long text, or of many rows, is seldom.
+        """
+        fitting = [tokens for tokens, seated in self._reserved.items() if tokens >= self.tokens]
+        fitting = [tokens for tokens in fitting if len(self._reserved[tokens]) >= len(rows)]
+        if fitting:
+            return self._reserved[min(fitting)]
+        present = self._present
+        if present and present.tokens == self.tokens and len(present) >= len(rows):
+            return present
+        return SeatedRows(rows[0].job.conditioning, _power_of_two(len(rows)), self.tokens)
 
     def _write_indices(self) -> None:
-        self._reserve_indices(_power_of_two(len(self.rows)))
-        size, tensors = self._indices.shape[1], self._slots.tensors_per_slot
+        size, tensors = len(self._seated), self._slots.tensors_per_slot
         by_seat = [
             (slot, slot * tensors + NUM_NOISES, slot * tensors + row.noise)
             for row in self.rows
@@ -214,12 +248,8 @@ class DenoisingBatch:
         by_waveform = [(slot, 1) for slot in occupied][:size]
         by_waveform += [(BLANK, 0)] * (size - len(by_waveform))
         columns = [*zip(*by_seat, strict=True), *zip(*by_waveform, strict=True)]
-        self._indices.copy_(self._upload(columns))
+        self._seated.indices.copy_(self._upload(columns))
         self._indexed_slots = self._slots.version
-
-    def _reserve_indices(self, rows: int) -> None:
-        if rows > self._indices.shape[1]:
-            self._indices = torch.zeros(5, rows, dtype=torch.int64, device=self._device)
 
     def _upload(self, values: list[Any]) -> Tensor:
         return to_device(torch.tensor(values, dtype=torch.int64), self._device)

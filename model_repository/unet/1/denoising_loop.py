@@ -144,23 +144,36 @@ class DenoisingLoop:
         Raises:
             DeviceLostError: The GPU has failed.
         """
-        if self._graphs is None or not self.is_idle:
+        if self._graphs is None or not self.is_idle or not self._graphs.turn.acquire(blocking=False):
             return False
-        wanted = self._graphs.next_wanted()
-        size, rows = (wanted, 0) if wanted else self._graphs.next_outdated() or (None, 0)
+        try:
+            return self._make_a_graph(self._graphs)
+        finally:
+            self._graphs.turn.release()
+
+    def _make_a_graph(self, graphs: TickGraphs) -> bool:
+        wanted = graphs.next_wanted()
+        size, rows = (wanted, 0) if wanted else graphs.next_outdated() or (None, 0)
         if size is None:
             return False
         try:
-            batch = self._blank_batch(size, self._graphs)
+            batch = self._blank_batch(size, graphs)
             if wanted:
-                self._graphs.begin(batch, size)
+                graphs.begin(batch, size)
             else:
-                self._graphs.capture(batch, size, rows)
+                graphs.capture(batch, size, rows)
         except Exception as error:  # whatever it is, requests go on without graphs
             self.check_device()
-            self._graphs.drop(size, error)
-        self._batches = {key: batch for key, batch in self._batches.items() if self._graphs.keeps(key)}
+            graphs.drop(size, error)
+        self._keep_what_graphs_need(graphs)
         return True
+
+    def _keep_what_graphs_need(self, graphs: TickGraphs) -> None:
+        for key, batch in list(self._batches.items()):
+            if tokens := graphs.tokens_of(key):
+                batch.keep_reserved(tokens)
+            else:
+                del self._batches[key]
 
     def _blank_batch(self, size: Size, graphs: TickGraphs) -> DenoisingBatch:
         """Return the batch of a size, with room for what its graphs have, and with nobody seated."""
@@ -323,7 +336,7 @@ class DenoisingLoop:
         if batch := self._batches.get(job.key):
             batch.release(job)
             is_last = not any(other.key == job.key for other in self.jobs)
-            if is_last and not (self._graphs and self._graphs.keeps(job.key)):
+            if is_last and not (self._graphs and self._graphs.tokens_of(job.key)):
                 del self._batches[job.key]
 
     def _finish(self, job: Job, latents: Tensor | None = None) -> None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from text_conditioning import MASK_OF_PADDING, Conditioning
 from torch import Tensor
 
@@ -44,6 +45,11 @@ class FixedShapeForward:
         self._conditioning.prompt[:rows, tokens:] = 0
         self._conditioning.attention_mask[:rows, :tokens].copy_(conditioning.attention_mask)
         self._conditioning.attention_mask[:rows, tokens:] = MASK_OF_PADDING
+
+
+def allow_compiled_shapes(count: int) -> None:
+    """Let this thread use, and make, so many compiled variants of a function; beyond 8, it would be run eagerly."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, count)
 
 
 def use_compile_cache(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """The UNet as the options and the device want it: the type of its numbers, compiled, and with CUDA graphs."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +9,15 @@ import torch
 from background_compiler import BackgroundCompiler
 from device_choice import use_device
 from device_defaults import GRAPH_ROWS, Choice, choose
+from fixed_shape_forward import allow_compiled_shapes
 from loop_options import LoopOptions
 from tick_graphs import TickGraphs
 from unet_forward import UNetForward, default_frames
 from unet_precision import load_in_the_first_that_holds
 from unet_shapes import NUM_BINS, NUM_VECTORS, FixedShape
+
+PAUSE_S = 3.0
+"""Between two shapes that are compiled: an idle loop looks every second whether it may capture."""
 
 
 class PreparedUNet:
@@ -38,6 +43,7 @@ class PreparedUNet:
         self._folder, self._device, self._options, self._report = folder, device, options, report
         self._graphs: TickGraphs | None = None
         self._compiler: BackgroundCompiler | None = None
+        self._turn = threading.Lock()
 
     def load(self) -> UNetForward:
         """Load it; without CUDA graphs, what is to be compiled is compiled then. In the thread that will use it."""
@@ -55,12 +61,13 @@ class PreparedUNet:
         if not self.choice.uses_graphs:
             return None
         shapes = self.choice.shapes
+        allow_compiled_shapes(len(shapes))
         rows = sorted({shape.rows for shape in shapes} or {min(rows, self._options.max_rows) for rows in GRAPH_ROWS})
         max_frames = self._options.max_frames_per_forward(self._device)
         sizes = {
             ((unet.sizes.num_channels, shape.frames, NUM_BINS, NUM_VECTORS), shape.tokens): None for shape in shapes
         }
-        self._graphs = TickGraphs(unet.forward_at, unet.dtype, tuple(rows), max_frames, self._report, sizes)
+        self._graphs = TickGraphs(unet.forward_at, unet.dtype, tuple(rows), max_frames, self._report, sizes, self._turn)
         return self._graphs
 
     def compile_in_background(self) -> None:
@@ -69,7 +76,12 @@ class PreparedUNet:
             return
         most_useful_first = sorted(self.choice.shapes, key=lambda shape: (shape.rows != 2, shape.rows))
         self._compiler = BackgroundCompiler(
-            self._compile_on_gpu, most_useful_first, self._graphs.note_faster_forward, self._report
+            self._compile_on_gpu,
+            most_useful_first,
+            self._graphs.note_faster_forward,
+            self._report,
+            self._turn,
+            PAUSE_S,
         )
 
     def close(self) -> None:

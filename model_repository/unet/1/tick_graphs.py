@@ -8,6 +8,7 @@ Sizes other than the prepared ones get theirs when they were asked for twice and
 weren't used for the longest time go.
 """
 
+import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from denoising_batch import DenoisingBatch, Predict
+from denoising_batch import DenoisingBatch, Predict, Version
 from torch import Tensor
 from unet_shapes import FixedShape
 
@@ -100,7 +101,7 @@ class _GraphsOfSize:
         by_rows: The graphs.
     """
 
-    version: tuple[int, int, int]
+    version: Version | None
     by_rows: dict[int, TickGraph] = field(default_factory=dict)
 
 
@@ -114,6 +115,7 @@ class TickGraphs:
         max_frames: Rows x latent frames of a forward, at most.
         report: Called with a sentence about what was made, or why not.
         sizes: What is captured first.
+        turn: Held while something is captured. Nobody waits for it: what has it now may take minutes.
     """
 
     def __init__(
@@ -124,7 +126,9 @@ class TickGraphs:
         max_frames: int,
         report: Callable[[str], object],
         sizes: Iterable[Size] = (),
+        turn: "threading.Lock | None" = None,
     ) -> None:
+        self.turn = turn or threading.Lock()
         self._predict_of, self._dtype, self._report = predict_of, dtype, report
         self._rows, self._max_frames = rows, max_frames
         self._graphs: OrderedDict[Size, _GraphsOfSize] = OrderedDict()  # the last one used last
@@ -142,14 +146,13 @@ class TickGraphs:
     def find(self, batch: DenoisingBatch, key: tuple[int, int, int, int]) -> TickGraph | None:
         """Return the smallest graph with room for those that are seated; None if there is none."""
         for size in [size for size in self._graphs if size[0] == key]:
-            if self._graphs[size].version != batch.version:  # larger tensors have taken the place of those it knows
+            if self._graphs[size].version != batch.reserved_version(size[1]):  # larger tensors have taken the place
                 self._ask_again(size)
-        fitting = [size for size in self._graphs if size[0] == key and size[1] >= batch.tokens]
-        if not fitting:
+        present = next((size for size, graphs in self._graphs.items() if graphs.version == batch.version), None)
+        if present is None:
             return None
-        size = min(fitting, key=lambda size: size[1])
-        self._graphs.move_to_end(size)
-        seated, graphs = len(batch.rows), self._graphs[size].by_rows
+        self._graphs.move_to_end(present)
+        seated, graphs = len(batch.rows), self._graphs[present].by_rows
         rows = min((rows for rows in graphs if seated <= rows <= MOST_FILLING * seated), default=0)
         return graphs.get(rows)
 
@@ -158,9 +161,9 @@ class TickGraphs:
         if self._find_size(key, tokens) is None and self._failures[key, tokens] < MAX_FAILURES:
             self._asked[key, tokens] = self._asked.get((key, tokens), 0) + 1
 
-    def keeps(self, key: tuple[int, int, int, int]) -> bool:
-        """Say whether graphs need the batch of a key."""
-        return any(size[0] == key for size in self._graphs)
+    def tokens_of(self, key: tuple[int, int, int, int]) -> set[int]:
+        """Return the tokens of a key's graphs; while there are any, they need its batch."""
+        return {size[1] for size in self._graphs if size[0] == key}
 
     def next_wanted(self) -> Size | None:
         """Return a size that was asked for twice, and has no graphs."""
@@ -210,7 +213,7 @@ class TickGraphs:
         self._graphs.pop(size, None)
         while len(self._graphs) >= MAX_SIZES:
             self._graphs.popitem(last=False)
-        self._graphs[size] = _GraphsOfSize(batch.version)
+        self._graphs[size] = _GraphsOfSize(batch.reserved_version(size[1]))
         self._missing = deque(entry for entry in self._missing if entry[0] != size)
         self._missing.extend((size, rows) for rows in reversed(self.rows_of(size)))
 
@@ -218,7 +221,7 @@ class TickGraphs:
         """Make one graph of a size, whose batch is blank. What can't be made is reported, and not used."""
         started = time.perf_counter()
         (_, frames, *_), tokens = size
-        if self._graphs[size].version != batch.version:  # another size's text has made the tensors larger
+        if self._graphs[size].version != batch.reserved_version(tokens):  # larger tensors have taken the place
             self.begin(batch, size)
             return
         try:

@@ -8,7 +8,7 @@ import torch
 from cpu_layers import use_onednn_linear, use_transposed_upsampling
 from diffusers import AudioLDM2UNet2DConditionModel
 from distinct_rows import DistinctRows
-from fixed_shape_forward import FixedShapeForward, Forward, use_compile_cache
+from fixed_shape_forward import FixedShapeForward, Forward, allow_compiled_shapes, use_compile_cache
 from safetensors import safe_open
 from text_conditioning import Conditioning, TextProjection
 from torch import Tensor
@@ -92,9 +92,7 @@ class UNetForward:
         if preparation.compile_backend:
             if preparation.cache_folder:
                 use_compile_cache(preparation.cache_folder)
-            shapes = {*self._fixed, *self._compiled, *(preparation.fixed_shapes or ())}
-            limit = max(torch._dynamo.config.recompile_limit, len(shapes))
-            torch._dynamo.config.recompile_limit = limit  # beyond it, shapes would silently run eagerly
+            allow_compiled_shapes(len({*self._fixed, *self._compiled, *(preparation.fixed_shapes or ())}))
             function = torch.compile(self._eager, backend=preparation.compile_backend, dynamic=False)
         for shape in preparation.fixed_shapes or ():
             start = time.perf_counter()
