@@ -71,8 +71,8 @@ class GatedUNet:
         return latents * 0.1
 
 
-class EndlessGraphs:
-    """Stands for a keeper of CUDA graphs that always has one more to capture, each when it is told to."""
+class GatedGraphs:
+    """Stands for a keeper of CUDA graphs with some left to capture; a capture ends when it is told to."""
 
     def __init__(self) -> None:
         self.turn = threading.Lock()
@@ -161,7 +161,7 @@ def test_everything_is_computed_in_one_thread(unet, make_engine):
 
 
 def test_graphs_are_captured_while_nobody_waits_and_never_beside_a_request():
-    graphs = EndlessGraphs()
+    graphs = GatedGraphs()
     graphs.gate.release()
     with DenoisingEngine(
         make_forward, make_schedulers(), make_options(), LoopMetrics(), make_graphs=lambda _: graphs

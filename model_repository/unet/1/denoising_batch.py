@@ -222,18 +222,18 @@ class DenoisingBatch:
             seated.write(own_seats, job.conditioning.rows(prompts))
 
     def _seats_for(self, rows: list[Row]) -> SeatedRows:
-        """Return the narrowest of the reserved seats where rows fit; or the present ones, or new ones, as wide as they.
+        """Return the narrowest reserved seats where rows fit; else the present ones, or new ones, as wide as they are.
 
-        The reserved ones are never replaced: that graphs are void because of a long text, or of many rows, is seldom.
+        Reserved ones are never replaced by larger ones: long text and many rows leave the graphs over them as they are.
         """
-        fitting = [tokens for tokens, seated in self._reserved.items() if tokens >= self.tokens]
-        fitting = [tokens for tokens in fitting if len(self._reserved[tokens]) >= len(rows)]
+        tokens, count = self.tokens, len(rows)
+        fitting = [seats for seats in self._reserved.values() if seats.tokens >= tokens and len(seats) >= count]
         if fitting:
-            return self._reserved[min(fitting)]
+            return min(fitting, key=lambda seats: seats.tokens)
         present = self._present
-        if present and present.tokens == self.tokens and len(present) >= len(rows):
+        if present and present.tokens == tokens and len(present) >= count:
             return present
-        return SeatedRows(rows[0].job.conditioning, _power_of_two(len(rows)), self.tokens)
+        return SeatedRows(rows[0].job.conditioning, _power_of_two(count), tokens)
 
     def _write_indices(self) -> None:
         size, tensors = len(self._seated), self._slots.tensors_per_slot

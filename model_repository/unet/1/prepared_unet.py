@@ -1,6 +1,5 @@
 """The UNet as the options and the device want it: the type of its numbers, compiled, and with CUDA graphs."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +42,6 @@ class PreparedUNet:
         self._folder, self._device, self._options, self._report = folder, device, options, report
         self._graphs: TickGraphs | None = None
         self._compiler: BackgroundCompiler | None = None
-        self._turn = threading.Lock()
 
     def load(self) -> UNetForward:
         """Load it; without CUDA graphs, what is to be compiled is compiled then. In the thread that will use it."""
@@ -67,7 +65,7 @@ class PreparedUNet:
         sizes = {
             ((unet.sizes.num_channels, shape.frames, NUM_BINS, NUM_VECTORS), shape.tokens): None for shape in shapes
         }
-        self._graphs = TickGraphs(unet.forward_at, unet.dtype, tuple(rows), max_frames, self._report, sizes, self._turn)
+        self._graphs = TickGraphs(unet.forward_at, unet.dtype, tuple(rows), max_frames, self._report, sizes)
         return self._graphs
 
     def compile_in_background(self) -> None:
@@ -80,7 +78,7 @@ class PreparedUNet:
             most_useful_first,
             self._graphs.note_faster_forward,
             self._report,
-            self._turn,
+            self._graphs.turn,
             PAUSE_S,
         )
 

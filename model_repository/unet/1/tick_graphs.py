@@ -115,7 +115,10 @@ class TickGraphs:
         max_frames: Rows x latent frames of a forward, at most.
         report: Called with a sentence about what was made, or why not.
         sizes: What is captured first.
-        turn: Held while something is captured. Nobody waits for it: what has it now may take minutes.
+
+    Attributes:
+        turn: Held while something is captured, and while something is compiled: that may take minutes, and who captures
+            doesn't wait for it.
     """
 
     def __init__(
@@ -126,9 +129,8 @@ class TickGraphs:
         max_frames: int,
         report: Callable[[str], object],
         sizes: Iterable[Size] = (),
-        turn: "threading.Lock | None" = None,
     ) -> None:
-        self.turn = turn or threading.Lock()
+        self.turn = threading.Lock()
         self._predict_of, self._dtype, self._report = predict_of, dtype, report
         self._rows, self._max_frames = rows, max_frames
         self._graphs: OrderedDict[Size, _GraphsOfSize] = OrderedDict()  # the last one used last
